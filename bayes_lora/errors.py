@@ -1,0 +1,57 @@
+"""Every error of this library: each names what is wrong, where, and what to type next.
+
+All derive from `BayesLoRAError`, and from the built-in exception that they are, so that both
+``except BayesLoRAError`` and ``except ValueError`` do what a reader expects.
+"""
+
+
+class BayesLoRAError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ConfigurationError(BayesLoRAError, ValueError):
+    """An option has a value it cannot have, or belongs to another objective."""
+
+
+class DistributionError(BayesLoRAError, ValueError):
+    """A distribution was given parameters outside its domain (non-positive, NaN, wrong shape)."""
+
+
+class AdapterError(BayesLoRAError, ValueError):
+    """The network has no LoRA-A matrix to be Bayesian about, or its adapters are in the wrong state."""
+
+
+class UnsupportedAdapterError(AdapterError):
+    """An adapter of a kind whose LoRA-A noise would be skipped or would be wrong."""
+
+
+class LikelihoodError(BayesLoRAError, ValueError):
+    """The network's outputs or the labels do not fit the likelihood."""
+
+
+class UnsupportedELBOError(BayesLoRAError, TypeError):
+    """A Pyro ELBO or handler under which model and guide would compute something else than the objective."""
+
+
+class NonFiniteLossError(BayesLoRAError, ArithmeticError):
+    """A loss term became NaN or infinite during training."""
+
+
+class DataError(BayesLoRAError, ValueError):
+    """A file, row, column or label of a data set is missing or malformed."""
+
+
+class TaskError(BayesLoRAError, ValueError):
+    """An unknown task, or not enough said to define one."""
+
+
+class BaseModelError(BayesLoRAError, OSError):
+    """The base model cannot be found or opened."""
+
+
+class RunExistsError(BayesLoRAError, OSError):
+    """A run folder exists already and was not to be overwritten."""
+
+
+class PosteriorFileError(BayesLoRAError, ValueError):
+    """A saved posterior is incomplete, damaged, or belongs to another network."""
