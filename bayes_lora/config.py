@@ -106,8 +106,8 @@ class MonteCLoRAConfig:
         for option in other:
             if getattr(self, option) is not None:
                 raise ConfigurationError(
-                    f"{option}={getattr(self, option)!r} belongs to objective={name!r}, but objective={self.objective!r}."
-                    f" Drop {option}, or set objective={name!r}."
+                    f"{option}={getattr(self, option)!r} belongs to objective={name!r}, but objective="
+                    f"{self.objective!r}. Drop {option}, or set objective={name!r}."
                 )
         for option, default in own.items():
             if getattr(self, option) is None:

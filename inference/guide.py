@@ -1,0 +1,119 @@
+"""The guide: the learned posterior over LoRA-A."""
+
+import sys
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import constraints
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from bayes_lora.adapters import AdapterGroup
+from bayes_lora.column_normal import ColumnNormal
+from bayes_lora.errors import UnsupportedELBOError
+from bayes_lora.models import BayesianLoRA
+from bayes_lora.models.latent_sites import Latents
+
+_MIN_RANDOM_CONCENTRATION = 1e-3
+
+
+class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
+    """q(pi) q(Sigma) q(S | Sigma): Dirichlet(alpha), Wishart(nu, diag v), N(0, Sigma), for all adapters.
+
+    Objective "elbo": ``q(A | pi, Sigma) = N(mu, s^2 Sigma)`` per column with ``s^2 = eps^2 sum_k pi_k^2`` instead of S.
+
+    alpha and v are positive parameters kept as logarithms, N + rank numbers per adapter:
+
+        concentration     (adapter, component)     alpha, starts at config.init_concentration
+        scale_r{rank}     (adapter, rank)          v of the adapters of this rank, starts at the prior's c
+
+    They live in this module, never in Pyro's global store. The model is not registered as a submodule.
+
+    Args:
+        model: the model whose adapters this is the posterior of.
+
+    Raises:
+        UnsupportedELBOError: called by an ELBO under which the result would be another objective or an error.
+
+    Source: arXiv 2411.04358, Algorithm 1.
+
+    Example:
+        >>> guide = MonteCLoRAGuide(model)  # doctest: +SKIP
+        >>> svi = pyro.infer.SVI(model, guide, optimizer, pyro.infer.TraceMeanField_ELBO())  # doctest: +SKIP
+    """
+
+    def __init__(self, model: BayesianLoRA) -> None:
+        with pyro.settings.context(module_local_params=True):
+            super().__init__()
+            # In a tuple, so that the module system does not see it.
+            self._model_reference = (model,)
+            sites, config = model.sites, model.config
+            shape = (len(sites.adapters), config.num_components)
+            if config.init_concentration == "random":
+                concentration = torch.rand(shape).clamp_min(_MIN_RANDOM_CONCENTRATION).to(sites.example)
+            else:
+                concentration = sites.example.new_full(shape, config.init_concentration)
+            self.concentration = PyroParam(concentration, constraints.positive, event_dim=1)
+            for rank in sites.ranks:
+                scale = sites.prior_wishart_scale(rank).clone()
+                setattr(self, f"scale_r{rank}", PyroParam(scale, constraints.positive, event_dim=1))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Latents:
+        with pyro.settings.context(module_local_params=True):
+            return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Latents:
+        """Sample the posterior; the batch is accepted, as Pyro passes it, and not looked at."""
+        _refuse_unsupported_elbo()
+        sites = self.model.sites
+        return sites.sample(self.concentration, {rank: self.scale(rank) for rank in sites.ranks}, self._columns)
+
+    @property
+    def model(self) -> BayesianLoRA:
+        """The model this guide belongs to."""
+        return self._model_reference[0]  # type: ignore[no-any-return]
+
+    def scale(self, rank: int) -> Tensor:
+        """v of the adapters of this rank, (adapter, rank)."""
+        return getattr(self, f"scale_r{rank}")  # type: ignore[no-any-return]
+
+    def _columns(self, group: AdapterGroup, pi: Tensor, factor: Tensor) -> ColumnNormal:
+        sites, config = self.model.sites, self.model.config
+        if config.objective == "paper":
+            return ColumnNormal(factor, group.in_features, validate_args=False)
+        scale = sites.sample_scale * (
+            pi.square().sum(-1).sqrt() if config.mixture == "dense" else torch.ones_like(pi[..., 0])
+        )
+        return ColumnNormal(scale[..., None, None] * factor, group.in_features, sites.means(group), validate_args=False)
+
+
+def _refuse_unsupported_elbo() -> None:
+    """Raise if the ELBO that is calling is not one under which the objective is what it says.
+
+    Pyro tells a guide nothing about its caller, so this looks up the call stack for the ELBO's entry point.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in ("differentiable_loss", "loss_and_grads", "loss", "loss_and_surrogate_loss"):
+            elbo = frame.f_locals.get("self")
+            if isinstance(elbo, ELBO):
+                _check_elbo(elbo)
+                return
+        frame = frame.f_back  # type: ignore[assignment]
+
+
+def _check_elbo(elbo: ELBO) -> None:
+    name = type(elbo).__name__
+    # Trace_ELBO has subclasses that enumerate, weigh or compile: those compute something else.
+    if type(elbo).__module__.startswith("pyro.") and type(elbo) not in (Trace_ELBO, TraceMeanField_ELBO):
+        raise UnsupportedELBOError(
+            f"{name} is not supported: it would not compute this model's objective. "
+            "Use TraceMeanField_ELBO() (analytic KLs), or Trace_ELBO()."
+        )
+    if elbo.vectorize_particles and elbo.num_particles > 1:
+        raise UnsupportedELBOError(
+            f"{name}(vectorize_particles=True) is not supported: the network runs once per particle. "
+            f"Use {name}(num_particles={elbo.num_particles})."
+        )

@@ -1,0 +1,154 @@
+"""Saving a posterior beside its PEFT adapter, and loading it again."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.errors import BayesLoRAError, PosteriorFileError, RunExistsError
+from bayes_lora.inference.guide import MonteCLoRAGuide
+from bayes_lora.models import BayesianLoRA
+
+SCHEMA_VERSION = 1
+POSTERIOR_FILE = "posterior.safetensors"
+DESCRIPTION_FILE = "bayes_lora.json"
+
+
+def save_posterior(model: BayesianLoRA, guide: MonteCLoRAGuide, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the mean adapter and the posterior into `folder`, whole or not at all.
+
+    The folder is a PEFT adapter folder, which ``PeftModel.from_pretrained`` opens as the mean adapter without this
+    library, plus `posterior.safetensors` (alpha and v, as logarithms) and `bayes_lora.json` (schema version, config,
+    adapter order, checksum of the posterior file, fingerprint of the base model).
+
+    Raises:
+        RunExistsError: the folder exists and `overwrite` was not said.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise RunExistsError(f"{folder} exists already. Choose another folder, or pass overwrite=True.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        model.network.save_pretrained(str(temporary))  # type: ignore[operator]
+        state = {name: value.detach().cpu().contiguous() for name, value in guide.state_dict().items()}
+        save_file(state, temporary / POSTERIOR_FILE)
+        description = {
+            "schema_version": SCHEMA_VERSION,
+            "config": asdict(model.config),
+            "adapters": list(model.sites.names),
+            "posterior_sha256": _sha256(temporary / POSTERIOR_FILE),
+            "base_fingerprint": base_fingerprint(model.network),
+        }
+        (temporary / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        # A folder cannot be renamed onto a full one; the old one leaves by one rename too, and is deleted after.
+        replaced = temporary.with_name(temporary.name + "-replaced")
+        if folder.exists():
+            folder.replace(replaced)
+        temporary.replace(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def load_posterior(base_network: nn.Module, folder: str | Path) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
+    """Open a folder of `save_posterior` on a freshly loaded base network, which it wraps.
+
+    Raises:
+        PosteriorFileError: a file missing, damaged or of a newer schema, or written for another base model.
+    """
+    folder = Path(folder)
+    description = _read_description(folder)
+    posterior_file = folder / POSTERIOR_FILE
+    if not posterior_file.is_file():
+        raise PosteriorFileError(f"{posterior_file} is missing: {folder} was not written whole. Save the run again.")
+    if _sha256(posterior_file) != description["posterior_sha256"]:
+        raise PosteriorFileError(f"{posterior_file} does not have the checksum in {DESCRIPTION_FILE}: it is damaged.")
+    try:
+        config = MonteCLoRAConfig(**description["config"])
+    except (TypeError, BayesLoRAError) as error:
+        raise PosteriorFileError(f"{folder / DESCRIPTION_FILE}: its config cannot be used: {error}") from error
+    network = PeftModel.from_pretrained(base_network, str(folder))
+    if base_fingerprint(network) != description["base_fingerprint"]:
+        raise PosteriorFileError(
+            f"{folder} was saved for another base model than this {type(base_network).__name__}. "
+            "Load the base it was trained on (base_model_name_or_path in adapter_config.json)."
+        )
+    model = BayesianLoRA(network, config)
+    if list(model.sites.names) != description["adapters"]:
+        raise PosteriorFileError(
+            f"{folder}: its posterior is of adapters {description['adapters']}, but the network has "
+            f"{list(model.sites.names)}. The folder mixes files of two runs."
+        )
+    guide = MonteCLoRAGuide(model)
+    try:
+        guide.load_state_dict(load_file(posterior_file))
+    except (RuntimeError, SafetensorError) as error:
+        raise PosteriorFileError(f"{posterior_file} does not fit the adapters: {error}") from error
+    return model.eval(), guide
+
+
+def base_fingerprint(network: nn.Module) -> str:
+    """A digest of the base weights under a PEFT model: names, shapes and a few values of each, rounded to bfloat16.
+
+    The same for float32 and bfloat16 copies of one checkpoint. The task
+    head (`modules_to_save`) is left out, since it is new at every load and travels with the adapter.
+    """
+    configs = getattr(network, "peft_config", {}).values()
+    heads = {name for config in configs for name in config.modules_to_save or ()}
+    digest = hashlib.sha256()
+    for name, parameter in sorted(_base_parameters(network)):
+        if heads.isdisjoint(name.split(".")):
+            values = parameter.detach().reshape(-1)[:16].to("cpu", torch.bfloat16).float().tolist()
+            digest.update(f"{name}{tuple(parameter.shape)}{values}".encode())
+    return digest.hexdigest()
+
+
+def _base_parameters(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    found = []
+    for name, parameter in network.named_parameters():
+        parts = name.removeprefix("base_model.model.").split(".")
+        if not any(part.startswith("lora_") for part in parts):
+            found.append((".".join(part for part in parts if part != "base_layer"), parameter))
+    return found
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION_FILE
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PosteriorFileError(f"{path} is missing: {folder} is not a folder that save_posterior wrote.") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PosteriorFileError(f"{path} is not JSON: {error}. The file is damaged; save the run again.") from error
+    keys = {"schema_version", "config", "adapters", "posterior_sha256", "base_fingerprint"}
+    if not isinstance(description, dict) or not keys <= set(description):
+        raise PosteriorFileError(f"{path} lacks some of {sorted(keys)}. The file is damaged; save the run again.")
+    if description["schema_version"] != SCHEMA_VERSION:
+        raise PosteriorFileError(
+            f"{path} has schema version {description['schema_version']}, this library reads {SCHEMA_VERSION}. "
+            "Install a newer bayes-lora."
+        )
+    return description
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,184 @@
+"""The network with a posterior over its LoRA-A matrices, as a Pyro model."""
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from bayes_lora.adapters import AdapterGroup, check_state
+from bayes_lora.column_normal import ColumnNormal
+from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.errors import AdapterError, LikelihoodError
+from bayes_lora.models.latent_sites import Latents, LatentSites
+from bayes_lora.models.likelihood import Classification, Likelihood
+
+
+class BayesianLoRA(nn.Module):
+    """A Pyro model: prior over LoRA-A, the network between, a likelihood over its labels.
+
+    Called as the network is, ``model(**batch)``, it opens the sites
+
+        pi ~ Dirichlet(a0),  Sigma_r{r} ~ Wishart(nu, c I),  S_r{r}_n{n} ~ N(0, I)   (objective "elbo": A_r{r}_n{n})
+        cooperative (factor, objective "paper"),  logits (deterministic),  y (observed where the batch has labels)
+
+    runs the network with ``A = mu + perturbation`` and returns the logits. Outside a guide it samples the prior. In
+    the paper's formulation the prior of S does not depend on Sigma: pi and Sigma shape the noise of the guide, and
+    the data inform them through that noise alone.
+
+    The network's LoRA-A Linears are replaced in place; its parameters and state-dict keys stay what they are, and
+    any forward pass not started here, such as ``network(**batch)``, is the plain PEFT model at the mean.
+    `bayes_lora.adapters.unwrap` takes the replacement back.
+
+    Args:
+        network: a PEFT model with LoRA adapters.
+        config: the posterior's options.
+        likelihood: what the logits say about the labels; classification where not given.
+
+    Raises:
+        AdapterError, UnsupportedAdapterError: see `bayes_lora.adapters.find_adapters`.
+        ConfigurationError: degrees of freedom below a rank.
+        LikelihoodError: the network is no classifier.
+
+    Source: arXiv 2411.04358, Algorithm 1; docs/theory.md.
+
+    Example:
+        >>> model = BayesianLoRA(peft.get_peft_model(network, lora_config), MonteCLoRAConfig())  # doctest: +SKIP
+        >>> logits = model(**batch)  # doctest: +SKIP
+    """
+
+    def __init__(self, network: nn.Module, config: MonteCLoRAConfig, likelihood: Likelihood | None = None) -> None:
+        super().__init__()
+        self.likelihood = Classification(network) if likelihood is None else likelihood
+        self.network = network
+        self.config = config
+        self.sites = LatentSites(network, config)
+        self._adapters_known = self._adapter_state()
+
+    def forward(self, **batch: Any) -> Tensor:
+        """Logits (example, class) under one draw, as a Pyro model."""
+        labels = batch.pop("labels", None)
+        self._announce_parameters()
+        latents = self.sample_latents()
+        if self.config.objective == "paper":
+            concentration_of_weights = latents.weights.square().sum(-1).mean()
+            pyro.factor("cooperative", -self.config.cooperative_weight * concentration_of_weights)
+        with self.perturbed(self.perturbations(latents)):
+            logits = self.network_logits(batch)
+        self.likelihood(logits, labels)
+        return logits
+
+    def sample_latents(self) -> Latents:
+        """Open the prior's sites; under replay or condition their values are the ones given there."""
+        sites, config = self.sites, self.config
+        like = sites.example
+        concentration = like.new_full((len(sites.adapters), config.num_components), config.prior_concentration)
+        std = config.prior_scale if config.objective == "elbo" else 1.0
+
+        def prior(group: AdapterGroup, pi: Tensor, factor: Tensor) -> ColumnNormal:
+            identity = torch.eye(group.rank, dtype=like.dtype, device=like.device)
+            return ColumnNormal((std * identity).expand_as(factor), group.in_features, validate_args=False)
+
+        return sites.sample(concentration, {rank: sites.prior_wishart_scale(rank) for rank in sites.ranks}, prior)
+
+    def perturbations(self, latents: Latents) -> list[Tensor]:
+        """What a draw adds to mu, for each group: (adapter, rank, in_features).
+
+        explicit  eps sum_k pi_k S_k;  collapsed  eps sqrt(sum_k pi_k^2) S;  sparse  eps S_{argmax pi};
+        each averaged over the outer draws. Objective "elbo": A - mu.
+        """
+        config, eps = self.config, self.sites.sample_scale
+        found = []
+        for group, value in zip(self.sites.groups, latents.columns, strict=True):
+            if config.objective == "elbo":
+                found.append((value - self.sites.means(group)).mT)
+                continue
+            pi = latents.weights[..., group.start : group.stop, :]
+            if config.sampler == "explicit" and config.mixture == "dense":
+                noise = torch.einsum("...k,...knr->...nr", pi, value)
+            elif config.sampler == "explicit":
+                largest = pi.argmax(-1)[..., None, None, None].expand(*value.shape[:-3], 1, *value.shape[-2:])
+                noise = value.gather(-3, largest).squeeze(-3)
+            elif config.mixture == "dense":
+                noise = pi.square().sum(-1).sqrt()[..., None, None] * value
+            else:
+                noise = value
+            found.append(eps * (noise.mean(0) if self.sites.outer_shape else noise).mT)
+        return found
+
+    @contextmanager
+    def perturbed(self, perturbations: Sequence[Tensor], num_rows: int | None = None) -> Iterator[None]:
+        """Forward passes of the network inside see mu + perturbation.
+
+        With gradients on, the perturbation stays in place afterwards, so that gradient checkpointing recomputes with
+        the same noise; it is unseen outside a backward pass. With gradients off, the one before comes back.
+
+        Args:
+            perturbations: for each group, (adapter, rank, in_features) or (draw, adapter, rank, in_features).
+            num_rows: rows of the batch when it holds the examples once per draw.
+        """
+        self._check_adapters()
+        linears = [adapter.linear for adapter in self.sites.adapters]
+        before = [linear.perturbation for linear in linears]
+        # One unbind per group: picking adapters one by one would cost a full-size gradient for each.
+        noises = [noise for group in perturbations for noise in group.unbind(-3)]
+        for linear, noise in zip(linears, noises, strict=True):
+            linear.perturbation = noise
+        switch = self.sites.switch
+        switch.on, switch.num_rows = True, num_rows
+        try:
+            yield
+        finally:
+            switch.on, switch.num_rows = False, None
+            if not torch.is_grad_enabled():
+                for linear, noise in zip(linears, before, strict=True):
+                    linear.perturbation = noise
+
+    def network_logits(self, batch: Mapping[str, Any]) -> Tensor:
+        """Run the network and return its logits.
+
+        Raises:
+            LikelihoodError: the network's output has none.
+        """
+        output = self.network(**batch)
+        logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
+        if not isinstance(logits, Tensor):
+            raise LikelihoodError(
+                f"the network returned {type(output).__name__} without logits. Load it with a task head, "
+                "for example AutoModelForSequenceClassification."
+            )
+        return logits
+
+    def _announce_parameters(self) -> None:
+        """One param message per trainable tensor, so that `SVI.step` optimizes it; no global store is involved."""
+        if not poutine.runtime.am_i_wrapped():
+            return
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                # An alias, so that the user's own tensor carries no attribute (a weak reference cannot be pickled).
+                value = parameter.detach()
+                value.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+                announce = poutine.runtime.effectful(lambda *_, _value=value, **__: _value, type="param")
+                announce("network." + name, name="network." + name)
+
+    def _adapter_state(self) -> set[str]:
+        return set(getattr(self.network, "peft_config", {}))
+
+    def _check_adapters(self) -> None:
+        added = self._adapter_state() - self._adapters_known
+        if added:
+            raise AdapterError(
+                f"adapters {sorted(added)} were added after BayesianLoRA was built, so they have no posterior. "
+                "Call unwrap(net) and build BayesianLoRA again."
+            )
+        for adapter in self.sites.adapters:
+            check_state(adapter.name, adapter.layer)
+            if adapter.key not in adapter.layer.active_adapters:
+                raise AdapterError(
+                    f"{adapter.name}: adapter {adapter.key!r} is no longer active "
+                    f"({adapter.layer.active_adapters} is). Call net.set_adapter({adapter.key!r}) first."
+                )

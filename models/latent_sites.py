@@ -1,0 +1,167 @@
+"""The sample sites of the posterior over LoRA-A: names, shapes, plates and scales, the same for model and guide.
+
+Both sides open the same sites in the same order under the same scales, from here, because Pyro does not notice
+when they differ: `TraceMeanField_ELBO` scales an analytic KL by the guide's scale alone.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from bayes_lora.adapters import AdapterGroup, find_adapters, group_by_shape, perturb_linears
+from bayes_lora.column_normal import ColumnNormal
+from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.errors import UnsupportedELBOError
+from bayes_lora.precision import posterior_dtype
+from bayes_lora.wishart import Wishart, cholesky_factor
+
+# Given a group, its mixture weights pi (..., adapter, component) and covariance factors (..., adapter, rank, rank):
+# the distribution of the group's column site.
+ColumnDistribution = Callable[[AdapterGroup, Tensor, Tensor], ColumnNormal]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """One draw of the mixture weights, pi ([outer,] adapter, component), and of each group's columns."""
+
+    weights: Tensor
+    columns: tuple[Tensor, ...]
+
+
+class LatentSites:
+    """Sites `pi`, `Sigma_r{rank}` and `S_r{rank}_n{in_features}` (objective "elbo": `A_...`) of all adapters at once.
+
+    The number of sites depends on how many different shapes LoRA-A has, not on how many adapters there are.
+    """
+
+    def __init__(self, network: nn.Module, config: MonteCLoRAConfig) -> None:
+        self.config = config
+        self.adapters = find_adapters(network)
+        self.degrees_of_freedom = tuple(
+            config.resolve_degrees_of_freedom(adapter.rank, adapter.in_features) for adapter in self.adapters
+        )
+        self.groups = group_by_shape(self.adapters)
+        self.ranks = {
+            rank: slice(min(group.start for group in groups), max(group.stop for group in groups))
+            for rank, groups in ((rank, list(found)) for rank, found in groupby(self.groups, key=lambda g: g.rank))
+        }
+        self.sample_scale = config.sample_scale
+        self.switch = perturb_linears(self.adapters)
+        self._df: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Module names of the adapters: the coordinates of the `adapter` plate."""
+        return tuple(adapter.name for adapter in self.adapters)
+
+    @property
+    def example(self) -> Tensor:
+        """An empty tensor with the device and dtype of posterior parameters and noise."""
+        weight = self.adapters[0].linear.weight
+        return torch.empty(0, device=weight.device, dtype=posterior_dtype(weight.dtype))
+
+    @property
+    def outer_shape(self) -> tuple[int, ...]:
+        """(M,) where M > 1, else ()."""
+        return () if self.config.num_outer_samples == 1 else (self.config.num_outer_samples,)
+
+    def df(self, rank: int) -> Tensor:
+        """Degrees of freedom (adapter,) of the adapters of this rank: one tensor, shared by model and guide."""
+        like = self.example
+        key = (rank, like.device, like.dtype)
+        if key not in self._df:
+            self._df[key] = like.new_tensor(self.degrees_of_freedom[self.ranks[rank]])
+        return self._df[key]
+
+    def prior_wishart_scale(self, rank: int) -> Tensor:
+        """c of the adapters of this rank, repeated to (adapter, rank)."""
+        scale = [self.config.wishart_scale(df) for df in self.degrees_of_freedom[self.ranks[rank]]]
+        return self.example.new_tensor(scale).unsqueeze(-1).expand(-1, rank)
+
+    def column_site(self, group: AdapterGroup) -> str:
+        """Name of the group's site: S, the noise, or A itself."""
+        return ("S" if self.config.objective == "paper" else "A") + group.suffix
+
+    def means(self, group: AdapterGroup) -> Tensor:
+        """mu of the group's adapters, by column: (adapter, column, rank)."""
+        like = self.example
+        return torch.stack([adapter.linear.weight.to(like) for adapter in self.adapters[group.start : group.stop]]).mT
+
+    def sample(
+        self, concentration: Tensor, wishart_scale: Mapping[int, Tensor], columns: ColumnDistribution
+    ) -> Latents:
+        """Open every site, in the order pi, Sigma, columns.
+
+        Args:
+            concentration: (adapter, component) of the Dirichlet.
+            wishart_scale: for each rank, v (adapter, rank).
+            columns: the distribution of a group's columns given its pi and covariance factors.
+        """
+        outer, num_adapters = self.outer_shape, len(self.adapters)
+        with self._scale(), self._plates("", outer=outer, adapter=num_adapters):
+            pi = pyro.sample("pi", dist.Dirichlet(concentration.expand(*outer, -1, -1), validate_args=False))
+        pi = _as_shape("pi", pi, (*outer, *concentration.shape))
+        factors = pi.new_empty(0)
+        values = []
+        for group in self.groups:
+            rows = self.ranks[group.rank]
+            if group.start == rows.start:
+                factors = self._sample_factors(group.rank, wishart_scale[group.rank])
+            factor = factors[..., group.start - rows.start : group.stop - rows.start, :, :]
+            plates: dict[str, int | tuple[int, ...]] = {"outer": outer, "adapter": len(group)}
+            if self.config.sampler == "explicit":
+                plates["component"] = self.config.num_components
+                factor = factor.unsqueeze(-3).expand(*factor.shape[:-2], plates["component"], -1, -1)
+            fn = columns(group, pi[..., group.start : group.stop, :], factor)
+            with self._scale(draws=fn), self._plates(group.suffix, **plates, column=group.in_features):
+                value = pyro.sample(self.column_site(group), fn)
+            values.append(_as_shape(self.column_site(group), value, fn.batch_shape + fn.event_shape))
+        return Latents(pi, tuple(values))
+
+    def _sample_factors(self, rank: int, scale: Tensor) -> Tensor:
+        """Cholesky factors ([outer,] adapter, rank, rank) of the covariances of all adapters of this rank."""
+        name, outer, num_adapters = f"Sigma_r{rank}", self.outer_shape, scale.shape[0]
+        fn = Wishart(self.df(rank), scale, validate_args=False)
+        with self._scale(), self._plates(f"_r{rank}", outer=outer, adapter=num_adapters):
+            covariance = pyro.sample(name, fn.expand((*outer, num_adapters)) if outer else fn)
+        return _as_shape(name, cholesky_factor(covariance), (*outer, num_adapters, rank, rank))
+
+    @contextmanager
+    def _plates(self, suffix: str, **sizes: int | tuple[int, ...]) -> Iterator[None]:
+        """Plates from left to right; a site's plates carry its suffix, since their sizes and places are its own."""
+        present = [(name, size if isinstance(size, int) else size[0]) for name, size in sizes.items() if size != ()]
+        with ExitStack() as stack:
+            for dim, (name, size) in enumerate(present, start=-len(present)):
+                stack.enter_context(pyro.plate(name + suffix, size, dim=dim))
+            yield
+
+    def _scale(self, draws: ColumnNormal | None = None) -> AbstractContextManager[object]:
+        """Weight of a site's KL: eta per adapter, outer draw and column draw; or temperature per training example."""
+        config = self.config
+        if config.objective == "elbo":
+            weight = config.temperature / config.num_train_examples  # type: ignore[operator]
+        else:
+            weight = config.kl_weight / len(self.adapters) / config.num_outer_samples  # type: ignore[operator]
+            if draws is not None:
+                weight /= draws.num_columns * (config.num_components if config.sampler == "explicit" else 1)
+        # poutine.scale takes no zero.
+        return poutine.scale(scale=weight) if weight > 0 else poutine.mask(mask=False)
+
+
+def _as_shape(site: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The value without the dimensions of size 1 that `Predictive` puts before a site's own."""
+    if value.shape == shape:
+        return value
+    if value.numel() != torch.Size(shape).numel():
+        raise UnsupportedELBOError(
+            f"site {site!r} has a value of shape {tuple(value.shape)} instead of {tuple(shape)}: draws vectorized over "
+            "an outer plate are not supported. Drop vectorize_particles=True, and parallel=True of Predictive."
+        )
+    return value.reshape(shape)

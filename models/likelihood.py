@@ -1,0 +1,72 @@
+"""Likelihoods: what the network's logits say about the labels."""
+
+from typing import Protocol
+
+import pyro
+import pyro.distributions as dist
+from pyro import poutine
+from torch import Tensor, nn
+
+from bayes_lora.errors import LikelihoodError
+from bayes_lora.precision import posterior_dtype
+
+
+class Likelihood(Protocol):
+    """Opens the sites `logits` and `y`, weighted so that y's negative log-likelihood is a mean over what is predicted."""
+
+    def __call__(self, logits: Tensor, labels: Tensor | None) -> None: ...
+
+
+class Classification:
+    """y_i ~ Categorical(softmax(logits_i)) in the plate `data`, scaled by 1 / batch size.
+
+    The negative log-likelihood is the mean over the examples of the batch, as in transformers.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Check that `network` is a classifier.
+
+        Raises:
+            LikelihoodError: one label (a regression head) or a problem type other than single-label classification.
+        """
+        config = getattr(network, "config", None)
+        if getattr(config, "num_labels", None) == 1:
+            raise LikelihoodError(
+                "the network has num_labels=1, a regression head; the categorical likelihood needs two classes or more. "
+                "Load it with num_labels=2 (or the number of classes of your task)."
+            )
+        problem = getattr(config, "problem_type", None)
+        if problem not in (None, "single_label_classification"):
+            raise LikelihoodError(
+                f"the network has problem_type={problem!r}; only 'single_label_classification' is supported. "
+                "Set network.config.problem_type accordingly."
+            )
+
+    def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
+        """Open `logits` (deterministic) and `y` (observed if there are labels).
+
+        Args:
+            logits: (example, class).
+            labels: (example,) classes, or None to sample them.
+
+        Raises:
+            LikelihoodError: logits that are not (example, class), or labels outside the classes.
+        """
+        if logits.dim() != 2:
+            raise LikelihoodError(
+                f"the network returned logits of shape {tuple(logits.shape)}, where classification has (example, class)."
+                " Load it with AutoModelForSequenceClassification or another classification head."
+            )
+        num_examples, num_classes = logits.shape
+        if labels is not None:
+            labels = labels.reshape(-1)
+            # On an accelerator this look would stall every step; there the data sets are checked when they are read.
+            if labels.device.type == "cpu" and num_examples and not 0 <= labels.min() <= labels.max() < num_classes:
+                raise LikelihoodError(
+                    f"labels run from {labels.min()} to {labels.max()}, but the network has {num_classes} classes, "
+                    f"0 to {num_classes - 1}. Load it with num_labels={int(labels.max()) + 1}, or correct the labels."
+                )
+        logits = logits.to(posterior_dtype(logits.dtype))
+        with pyro.plate("data", num_examples, dim=-1), poutine.scale(scale=1 / num_examples):
+            pyro.deterministic("logits", logits, event_dim=1)
+            pyro.sample("y", dist.Categorical(logits=logits, validate_args=False), obs=labels)
