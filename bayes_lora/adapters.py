@@ -15,11 +15,11 @@ from bayes_lora.perturbation import PerturbedLinear, Switch
 # Layers whose forward pass calls the lora_A module, so that replacing the module is enough. The quantized ones are
 # known by name: their classes exist only where bitsandbytes does.
 _SUPPORTED_LAYERS = {"Linear", "Linear8bitLt", "Linear4bit"}
-_REFUSED_LAYERS: tuple[tuple[type, str], ...] = (
-    (ParamWrapper, "it adapts a bare parameter (target_parameters)"),
-    (MultiheadAttention, "torch's MultiheadAttention uses the merged weight, not the LoRA-A module"),
-    (Embedding, "an embedding looks LoRA-A up by token instead of multiplying with it"),
-    ((Conv1d, Conv2d, Conv3d), "a convolution's LoRA-A is not a matrix"),  # type: ignore[list-item]
+_REFUSED_LAYERS = (
+    ((ParamWrapper,), "it adapts a bare parameter (target_parameters)"),
+    ((MultiheadAttention,), "torch's MultiheadAttention uses the merged weight, not the LoRA-A module"),
+    ((Embedding,), "an embedding looks LoRA-A up by token instead of multiplying with it"),
+    ((Conv1d, Conv2d, Conv3d), "a convolution's LoRA-A is not a matrix"),
 )
 
 
@@ -48,8 +48,9 @@ class Adapter:
 def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
     """The active LoRA-A matrices of `network`, sorted by rank, then in_features, then module order.
 
-    So adapters of one shape stand side by side, and a group's share of a tensor over all adapters is a slice. Names are module paths without PEFT's wrapping, such as ``bert.encoder.layer.0.attention.self.query``; where
-    several adapters are active at once, the adapter's name follows in brackets.
+    So adapters of one shape stand side by side, and a group's share of a tensor over all adapters is a slice. Names
+    are module paths without PEFT's wrapping, such as ``bert.encoder.layer.0.attention.self.query``; where several
+    adapters are active at once, the adapter's name follows in brackets.
 
     Raises:
         AdapterError: none found, or merged, disabled, or already Bayesian adapters.
@@ -87,8 +88,8 @@ def _active_adapters(network: nn.Module) -> Iterator[Adapter]:
 
 
 def _check_layer(name: str, layer: LoraLayer) -> None:
-    for kind, reason in _REFUSED_LAYERS:
-        if isinstance(layer, kind):
+    for kinds, reason in _REFUSED_LAYERS:
+        if isinstance(layer, kinds):
             raise UnsupportedAdapterError(
                 f"{name}: PEFT's {type(layer).__name__} adapter is not supported, since {reason}. "
                 "Leave it out of target_modules (and target_parameters)."
@@ -121,13 +122,14 @@ def _check_factor(name: str, layer: LoraLayer, key: str) -> None:
     linear = layer.lora_A[key]
     if isinstance(linear, PerturbedLinear):
         raise AdapterError(
-            f"{name}: adapter {key!r} already belongs to a BayesianLoRA model. Call unwrap(net) before building another."
+            f"{name}: adapter {key!r} already belongs to a BayesianLoRA model. "
+            "Call bayes_lora.adapters.unwrap(net) before building another."
         )
     if type(linear) is not nn.Linear or "forward" in vars(linear):
         raise UnsupportedAdapterError(
             f"{name}: LoRA-A of adapter {key!r} is a {type(linear).__name__}"
             f"{' with a replaced forward' if 'forward' in vars(linear) else ''}, not a plain torch.nn.Linear, "
-            "so the noise might be skipped. Build BayesianLoRA before hooks or parallel wrappers are put on the network."
+            "so the noise might be skipped. Build BayesianLoRA before hooks or wrappers are put on the network."
         )
 
 

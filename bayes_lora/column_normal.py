@@ -1,7 +1,7 @@
 """Multivariate normals over the columns of LoRA-A, one covariance shared by all columns of an adapter."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -36,7 +36,7 @@ class ColumnNormal(TorchDistribution):  # type: ignore[misc]
         torch.Size([3, 10, 4])
     """
 
-    arg_constraints = {"scale_tril": constraints.lower_cholesky}
+    arg_constraints: ClassVar = {"scale_tril": constraints.lower_cholesky}
     support = constraints.real_vector
     has_rsample = True
 
@@ -87,10 +87,10 @@ class ColumnNormal(TorchDistribution):  # type: ignore[misc]
         centred = value if self.loc is None else value - self.loc
         whitened = torch.linalg.solve_triangular(self.scale_tril, centred.mT, upper=False)
         normalizer = half_log_determinant(self.scale_tril) + self.event_shape[0] / 2 * math.log(2 * math.pi)
-        return -whitened.square().sum(-2) / 2 - normalizer.unsqueeze(-1)
+        return -whitened.square().sum(-2) / 2 - normalizer.unsqueeze(-1)  # type: ignore[no-any-return]
 
 
-@register_kl(ColumnNormal, ColumnNormal)
+@register_kl(ColumnNormal, ColumnNormal)  # type: ignore[untyped-decorator]
 @full_precision
 def _kl_column_normal_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
     """KL per column: 1/2 (tr(P^-1 Q) + d' P^-1 d - ln|P^-1 Q| - r), d = loc_q - loc_p; (adapter, [component,] column).
@@ -103,4 +103,4 @@ def _kl_column_normal_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
     if q.loc is not None or p.loc is not None:
         shift = q.mean - p.mean
         kl = kl + torch.linalg.solve_triangular(p.scale_tril, shift.mT, upper=False).square().sum(-2) / 2
-    return kl.expand(q.batch_shape)
+    return kl.expand(q.batch_shape)  # type: ignore[no-any-return]

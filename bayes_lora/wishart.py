@@ -1,7 +1,7 @@
 """The Wishart distribution over adapter covariances, sampled by its Bartlett factor."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -38,7 +38,10 @@ class Wishart(TorchDistribution):  # type: ignore[misc]
         torch.Size([1, 4, 4])
     """
 
-    arg_constraints = {"df": constraints.positive, "scale_diagonal": constraints.independent(constraints.positive, 1)}
+    arg_constraints: ClassVar = {
+        "df": constraints.positive,
+        "scale_diagonal": constraints.independent(constraints.positive, 1),
+    }
     support = constraints.positive_definite
     has_rsample = True
 
@@ -112,14 +115,14 @@ def cholesky_factor(covariance: Tensor) -> Tensor:
             "a covariance is not positive definite, so it has no Cholesky factor. "
             "Condition Sigma on symmetric matrices with positive eigenvalues."
         )
-    return factor
+    return factor  # type: ignore[no-any-return]
 
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-@register_kl(Wishart, Wishart)
+@register_kl(Wishart, Wishart)  # type: ignore[untyped-decorator]
 @full_precision
 def _kl_wishart_wishart(q: Wishart, p: Wishart) -> Tensor:
     """KL(W(nu_q, V_q) || W(nu_p, V_p)); for nu_q = nu_p = nu it is 1/2 (nu tr(V_q/V_p) - nu ln|V_q/V_p| - nu r).

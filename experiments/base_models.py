@@ -189,7 +189,7 @@ def _load_network(source: str, label_names: Sequence[str]) -> PreTrainedModel:
     held = _HeldReports()
     bars = Path(source).is_dir() and transformers_logging.is_progress_bar_enabled()
     if bars:
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()
     logger.addFilter(held)
     expected = False
     try:
@@ -210,7 +210,7 @@ def _load_network(source: str, label_names: Sequence[str]) -> PreTrainedModel:
     finally:
         logger.removeFilter(held)
         if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()
         if not expected:
             for record in held.records:
                 logger.handle(record)

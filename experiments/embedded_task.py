@@ -11,6 +11,7 @@ less certain on the out-of-distribution rows: other topics, other words, other t
 
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.rows import Row
@@ -63,7 +64,7 @@ _TRAINING = _Domain(
             _concepts("prescription, bandage|dressing, medicine|medication, syringe|needle, wheelchair, stretcher"),
             _concepts(
                 "check/checked|examine/examined, lose/lost|misplace/misplaced, deliver/delivered|bring/brought, "
-                "reject/rejected|refuse/refused, label/labeled|tag/tagged"
+                "reject/rejected|refuse/refused, label/labelled|tag/tagged"
             ),
         ),
         "football": _Topic(
@@ -135,13 +136,7 @@ _UNSEEN = _Domain(
 # Noise rates of the topics seen in training; the unseen ones follow the rule without noise.
 NOISE_RATES: dict[str, float] = {"kitchen": 0.02, "hospital": 0.10, "football": 0.20, "court": 0.35}
 
-EMBEDDED = Task(
-    name="embedded",
-    text_columns=("sentence1", "sentence2"),
-    label_column="label",
-    label_names=("different", "paraphrase"),
-    max_length=64,
-)
+EMBEDDED = Task("embedded", ("sentence1", "sentence2"), "label", ("different", "paraphrase"), max_length=64)
 
 
 @dataclass(frozen=True)
@@ -170,70 +165,68 @@ class _Event:
     agent: Concept
     deed: Concept
     target: Concept
-    time: Concept
+    time: Concept | None
     negated: bool
 
 
-import os as _os
+# How often each concept is worded anew in the second sentence. Rewordings replace more words than other events do,
+# so that counting shared words does not give the answer away.
+_NEW_WORD_RATE = {True: 0.6, False: 0.2}
 
-HARD = float(_os.environ.get("HARD", ".3"))
-RP = float(_os.environ.get("RP", ".6"))
-RN = float(_os.environ.get("RN", ".2"))
-TM = float(_os.environ.get("TM", ".5"))
-KS = _os.environ.get("KS", "23")
-BP = float(_os.environ.get("BP", ".4"))
+# Of the pairs that tell two events, how many keep every word and only swap the roles or turn the negation: hard ones.
+_SAME_WORDS_RATE = 0.08
 
 
+@dataclass(frozen=True)
 class _Writer:
     """Writes pairs about the topics of one domain, every choice drawn from `rng`."""
 
-    def __init__(self, domain: _Domain, rng: random.Random) -> None:
-        self.domain = domain
-        self.rng = rng
+    domain: _Domain
+    rng: random.Random
 
     def pair(self, topic: _Topic, paraphrase: bool) -> tuple[str, str]:
-        """Two different sentences: of one event, or of two events that differ in one respect."""
+        """Two different sentences: of one event, or of two."""
         rng, domain = self.rng, self.domain
-        between_people = rng.random() < BP
+        between_people = rng.random() < 0.4
         agent, other = rng.sample(topic.people, 2)
         event = _Event(
             agent=agent,
             deed=rng.choice(domain.dealings if between_people else topic.deeds),
             target=other if between_people else rng.choice(topic.things),
-            time=rng.choice(domain.times) if rng.random() < TM else ("",),
+            time=rng.choice(domain.times) if rng.random() < 0.5 else None,
             negated=rng.random() < 0.15,
         )
-        second = event if paraphrase else self._changed(event, topic, between_people)
-        # Rewordings replace more words than different events do: otherwise counting shared words would be enough.
-        new_word_rate = RP if paraphrase else RN
-        wording = {concept: rng.choice(concept) for concept in _concepts_of(event) + _concepts_of(second)}
+        second = event if paraphrase else self._another(event, topic, between_people)
+        wording = {concept: rng.choice(concept) for concept in (*_concepts_of(event), *_concepts_of(second))}
         rewording = {
-            concept: rng.choice([w for w in concept if w != word] or [word]) if rng.random() < new_word_rate else word
+            concept: self._another_word(concept, word) if rng.random() < _NEW_WORD_RATE[paraphrase] else word
             for concept, word in wording.items()
         }
         template = self._template()
         return self._render(event, wording, template), self._render(second, rewording, self._template(template))
 
-    def _changed(self, event: _Event, topic: _Topic, between_people: bool) -> _Event:
-        rng = self.rng
-        if rng.random() < HARD:
-            ch = rng.choice(["swap", "negated"] if between_people else ["negated"])
-            if ch == "swap":
+    def _another(self, event: _Event, topic: _Topic, between_people: bool) -> _Event:
+        """An event that differs in its roles or its negation only, or else in two or three of its parts."""
+        if self.rng.random() < _SAME_WORDS_RATE:
+            if between_people and self.rng.random() < 0.5:
                 return replace(event, agent=event.target, target=event.agent)
             return replace(event, negated=not event.negated)
-        k = int(rng.choice(KS))
-        parts = {
+        choices = {
             "agent": topic.people,
             "deed": self.domain.dealings if between_people else topic.deeds,
             "target": topic.people if between_people else topic.things,
         }
-        if event.time != ("",):
-            parts["time"] = self.domain.times
-        out = event
-        for part in rng.sample(list(parts), k):
-            taken = _concepts_of(event) + _concepts_of(out)
-            out = replace(out, **{part: rng.choice([c for c in parts[part] if c not in taken])})
-        return out
+        if event.time:
+            choices["time"] = self.domain.times
+        taken = _concepts_of(event)
+        changed: dict[str, Any] = {}
+        for part in self.rng.sample(list(choices), self.rng.choice((2, 3))):
+            free = [concept for concept in choices[part] if concept not in taken and concept not in changed.values()]
+            changed[part] = self.rng.choice(free)
+        return replace(event, **changed)
+
+    def _another_word(self, concept: Concept, word: str) -> str:
+        return self.rng.choice([other for other in concept if other != word] or [word])
 
     def _template(self, unlike: str | None = None) -> str:
         templates = self.domain.active + self.domain.passive
@@ -246,14 +239,15 @@ class _Writer:
             agent=f"the {wording[event.agent]}",
             verb=forms[event.negated].format(base=base, past=past),
             object=f"the {wording[event.target]}",
-            time=wording[event.time],
+            time=wording[event.time] if event.time else "",
         )
-        sentence = sentence.replace(" .", ".").lstrip(", ").replace("  ", " ").replace("that  ", "that ")
+        # Without a time, its place in the template is empty.
+        sentence = sentence.removeprefix(", ").replace(" .", ".").replace("  ", " ")
         return sentence[0].upper() + sentence[1:]
 
 
-def _concepts_of(event: _Event) -> tuple[Concept, ...]:
-    return event.agent, event.deed, event.target, event.time
+def _concepts_of(event: _Event) -> list[Concept]:
+    return [event.agent, event.deed, event.target, *([event.time] if event.time else [])]
 
 
 def _make_rows(
@@ -263,13 +257,14 @@ def _make_rows(
     writer = _Writer(domain, rng)
     names = list(domain.topics)
     rows: list[Row] = []
-    while len(rows) < count:
-        group = names[len(rows) % len(names)]
+    for number in range(count):
+        group = names[number % len(names)]
         paraphrase = rng.random() < 0.5
-        first, second = writer.pair(domain.topics[group], paraphrase)
-        if frozenset((first, second)) in seen:
-            continue
-        seen.add(frozenset((first, second)))
+        pair = frozenset[str]()
+        while len(pair) < 2 or pair in seen:  # one element: the second sentence came out as the first
+            first, second = writer.pair(domain.topics[group], paraphrase)
+            pair = frozenset((first, second))
+        seen.add(pair)
         true_prob = 1.0 - noise_rates[group] if paraphrase else noise_rates[group]
         label = int(rng.random() < true_prob)
         rows.append({"sentence1": first, "sentence2": second, "label": label, "group": group, "true_prob": true_prob})
@@ -291,12 +286,8 @@ def make_embedded_task(
     Raises:
         ConfigurationError: a number of rows outside 1 to 20,000, which the templates can fill many times over.
     """
-    counts = {
-        "num_train": num_train,
-        "num_validation": num_validation,
-        "num_out_of_distribution": num_out_of_distribution,
-    }
-    for name, count in counts.items():
+    sizes = {"num_train": num_train, "num_validation": num_validation}
+    for name, count in (sizes | {"num_out_of_distribution": num_out_of_distribution}).items():
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 20_000:
             raise ConfigurationError(f"{name}={count!r} must be an integer from 1 to 20000.")
     rng = random.Random(seed)
@@ -305,8 +296,4 @@ def make_embedded_task(
     validation = _make_rows(_TRAINING, NOISE_RATES, num_validation, rng, seen)
     unseen_rates = dict.fromkeys(_UNSEEN.topics, 0.0)
     out_of_distribution = _make_rows(_UNSEEN, unseen_rates, num_out_of_distribution, rng, seen)
-    return EmbeddedTask(
-        rows=TaskRows(EMBEDDED, train, validation),
-        out_of_distribution=out_of_distribution,
-        noise_rates=NOISE_RATES | unseen_rates,
-    )
+    return EmbeddedTask(TaskRows(EMBEDDED, train, validation), out_of_distribution, NOISE_RATES | unseen_rates)

@@ -63,11 +63,13 @@ class Task:
         """Every column with text that a row must have: the text columns, then what only the templates name."""
         found = dict.fromkeys(self.text_columns)
         for template in self.templates:
-            for _, column, spec, conversion in string.Formatter().parse(template):
-                if column is None:
-                    continue
+            try:
+                fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+            except ValueError as error:
+                raise TaskError(f"Task {self.name!r}: template {template!r} is malformed ({error}).") from error
+            for column, spec, conversion in fields:
                 # "{a.b}" and "{a[0]}" reach inside a value, which no column of text needs.
-                if not column.isidentifier() or spec or conversion:
+                if not column or not column.isidentifier() or spec or conversion:
                     raise TaskError(f"Task {self.name!r}: template {template!r} may hold plain {{column}} fields only.")
                 found[column] = None
         return tuple(found)

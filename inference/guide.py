@@ -73,7 +73,7 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
     @property
     def model(self) -> BayesianLoRA:
         """The model this guide belongs to."""
-        return self._model_reference[0]  # type: ignore[no-any-return]
+        return self._model_reference[0]
 
     def scale(self, rank: int) -> Tensor:
         """v of the adapters of this rank, (adapter, rank)."""

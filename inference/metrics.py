@@ -30,12 +30,19 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, num_bins: int = EC
 
     Bins are open on the left and closed on the right; empty bins count nothing.
     """
+    counts, confidence, correct = calibration_bins(probs, labels, num_bins)
+    return (counts * (correct - confidence).abs()).nansum().div(counts.sum()).item()
+
+
+def calibration_bins(probs: Tensor, labels: Tensor, num_bins: int = ECE_BINS) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean confidence and accuracy of each bin (bin,); the last two are NaN where a bin is empty."""
     confidence, predicted = probs.double().max(-1)
-    correct = (predicted == labels).double()
-    # Bin b holds confidences in (b / num_bins, (b + 1) / num_bins].
     bins = (confidence * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
-    gap = torch.zeros(num_bins, dtype=torch.double).index_add(0, bins, correct - confidence)
-    return (gap.abs().sum() / len(labels)).item()
+    counts, total_confidence, total_correct = (
+        torch.zeros(num_bins, dtype=torch.double).index_add(0, bins, values)
+        for values in (torch.ones_like(confidence), confidence, (predicted == labels).double())
+    )
+    return counts, total_confidence / counts, total_correct / counts
 
 
 def evaluate(probs: Tensor, labels: Tensor) -> dict[str, float]:

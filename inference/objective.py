@@ -74,7 +74,7 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward()
         pyro.util.warn_if_nan(loss, "loss")
-        return float(loss)
+        return loss.item()
 
 
 def _site_loss(model_site: dict[str, Any], guide_site: dict[str, Any] | None) -> Tensor:

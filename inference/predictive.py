@@ -137,7 +137,7 @@ def _draw_logits(
     }
     stacked = [torch.stack(groups) for groups in zip(*noises, strict=True)]
     with model.perturbed(stacked, num_rows=len(draws) * num_examples):
-        return model.network_logits(repeated).unflatten(0, (len(draws), num_examples))
+        return model.network_logits(repeated).unflatten(0, (len(draws), num_examples))  # type: ignore[no-any-return]
 
 
 def _draw_perturbation(model: BayesianLoRA, guide: Callable[..., Any], seed: int) -> list[Tensor]:
@@ -171,4 +171,4 @@ def _evaluation_mode(model: BayesianLoRA) -> Iterator[None]:
 
 
 def _entropy(probs: Tensor) -> Tensor:
-    return torch.special.entr(probs).sum(-1)
+    return torch.special.entr(probs).sum(-1)  # type: ignore[no-any-return]

@@ -64,9 +64,10 @@ class BayesianLoRA(nn.Module):
         labels = batch.pop("labels", None)
         self._announce_parameters()
         latents = self.sample_latents()
-        if self.config.objective == "paper":
+        # A factor outside inference would only make Pyro warn.
+        if self.config.objective == "paper" and poutine.runtime.am_i_wrapped():
             concentration_of_weights = latents.weights.square().sum(-1).mean()
-            pyro.factor("cooperative", -self.config.cooperative_weight * concentration_of_weights)
+            pyro.factor("cooperative", -(self.config.cooperative_weight or 0.0) * concentration_of_weights)
         with self.perturbed(self.perturbations(latents)):
             logits = self.network_logits(batch)
         self.likelihood(logits, labels)
@@ -77,7 +78,7 @@ class BayesianLoRA(nn.Module):
         sites, config = self.sites, self.config
         like = sites.example
         concentration = like.new_full((len(sites.adapters), config.num_components), config.prior_concentration)
-        std = config.prior_scale if config.objective == "elbo" else 1.0
+        std = config.prior_scale or 1.0  # of A; the noise S of objective "paper" is standard normal
 
         def prior(group: AdapterGroup, pi: Tensor, factor: Tensor) -> ColumnNormal:
             identity = torch.eye(group.rank, dtype=like.dtype, device=like.device)
@@ -122,12 +123,10 @@ class BayesianLoRA(nn.Module):
             num_rows: rows of the batch when it holds the examples once per draw.
         """
         self._check_adapters()
-        linears = [adapter.linear for adapter in self.sites.adapters]
-        before = [linear.perturbation for linear in linears]
+        before = [adapter.linear.perturbation for adapter in self.sites.adapters]
         # One unbind per group: picking adapters one by one would cost a full-size gradient for each.
         noises = [noise for group in perturbations for noise in group.unbind(-3)]
-        for linear, noise in zip(linears, noises, strict=True):
-            linear.perturbation = noise
+        self._set(noises)
         switch = self.sites.switch
         switch.on, switch.num_rows = True, num_rows
         try:
@@ -135,8 +134,7 @@ class BayesianLoRA(nn.Module):
         finally:
             switch.on, switch.num_rows = False, None
             if not torch.is_grad_enabled():
-                for linear, noise in zip(linears, before, strict=True):
-                    linear.perturbation = noise
+                self._set(before)
 
     def network_logits(self, batch: Mapping[str, Any]) -> Tensor:
         """Run the network and return its logits.
@@ -152,6 +150,10 @@ class BayesianLoRA(nn.Module):
                 "for example AutoModelForSequenceClassification."
             )
         return logits
+
+    def _set(self, perturbations: Sequence[Any]) -> None:
+        for adapter, noise in zip(self.sites.adapters, perturbations, strict=True):
+            adapter.linear.perturbation = noise
 
     def _announce_parameters(self) -> None:
         """One param message per trainable tensor, so that `SVI.step` optimizes it; no global store is involved."""

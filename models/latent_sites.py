@@ -117,8 +117,8 @@ class LatentSites:
             factor = factors[..., group.start - rows.start : group.stop - rows.start, :, :]
             plates: dict[str, int | tuple[int, ...]] = {"outer": outer, "adapter": len(group)}
             if self.config.sampler == "explicit":
-                plates["component"] = self.config.num_components
-                factor = factor.unsqueeze(-3).expand(*factor.shape[:-2], plates["component"], -1, -1)
+                plates["component"] = num_components = self.config.num_components
+                factor = factor.unsqueeze(-3).expand(*factor.shape[:-2], num_components, -1, -1)
             fn = columns(group, pi[..., group.start : group.stop, :], factor)
             with self._scale(draws=fn), self._plates(group.suffix, **plates, column=group.in_features):
                 value = pyro.sample(self.column_site(group), fn)
@@ -152,7 +152,7 @@ class LatentSites:
             if draws is not None:
                 weight /= draws.num_columns * (config.num_components if config.sampler == "explicit" else 1)
         # poutine.scale takes no zero.
-        return poutine.scale(scale=weight) if weight > 0 else poutine.mask(mask=False)
+        return poutine.scale(scale=weight) if weight > 0 else poutine.mask(mask=False)  # type: ignore[no-any-return]
 
 
 def _as_shape(site: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:

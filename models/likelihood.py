@@ -12,7 +12,7 @@ from bayes_lora.precision import posterior_dtype
 
 
 class Likelihood(Protocol):
-    """Opens the sites `logits` and `y`, weighted so that y's negative log-likelihood is a mean over what is predicted."""
+    """Opens the sites `logits` and `y`, scaled so that y's negative log-likelihood is a mean over what is predicted."""
 
     def __call__(self, logits: Tensor, labels: Tensor | None) -> None: ...
 
@@ -32,8 +32,8 @@ class Classification:
         config = getattr(network, "config", None)
         if getattr(config, "num_labels", None) == 1:
             raise LikelihoodError(
-                "the network has num_labels=1, a regression head; the categorical likelihood needs two classes or more. "
-                "Load it with num_labels=2 (or the number of classes of your task)."
+                "the network has num_labels=1, a regression head; the categorical likelihood needs two classes or "
+                "more. Load it with num_labels=2 (or the number of classes of your task)."
             )
         problem = getattr(config, "problem_type", None)
         if problem not in (None, "single_label_classification"):
@@ -54,14 +54,15 @@ class Classification:
         """
         if logits.dim() != 2:
             raise LikelihoodError(
-                f"the network returned logits of shape {tuple(logits.shape)}, where classification has (example, class)."
-                " Load it with AutoModelForSequenceClassification or another classification head."
+                f"the network returned logits of shape {tuple(logits.shape)}; classification has (example, class). "
+                "Load it with AutoModelForSequenceClassification or another classification head."
             )
         num_examples, num_classes = logits.shape
         if labels is not None:
             labels = labels.reshape(-1)
             # On an accelerator this look would stall every step; there the data sets are checked when they are read.
-            if labels.device.type == "cpu" and num_examples and not 0 <= labels.min() <= labels.max() < num_classes:
+            on_host = labels.device.type == "cpu" and num_examples > 0
+            if on_host and not 0 <= labels.min() <= labels.max() < num_classes:
                 raise LikelihoodError(
                     f"labels run from {labels.min()} to {labels.max()}, but the network has {num_classes} classes, "
                     f"0 to {num_classes - 1}. Load it with num_labels={int(labels.max()) + 1}, or correct the labels."

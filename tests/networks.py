@@ -21,7 +21,7 @@ CLOSED_FORMS: list[dict[str, Any]] = json.loads(
 
 def build_bert(num_layers: int = 2, num_labels: int = 3, dropout: float = 0.0) -> BertForSequenceClassification:
     """A random BERT classifier: width 16, feed-forward width 24, 50 tokens."""
-    config = BertConfig(
+    config = BertConfig(  # type: ignore[call-arg]
         vocab_size=50,
         hidden_size=16,
         num_hidden_layers=num_layers,
@@ -69,3 +69,18 @@ def build_pair(network: peft.PeftModel | None = None, **config: Any) -> tuple[Ba
         for parameter in guide.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     return model, guide
+
+
+class Bank(torch.nn.Module):
+    """Linears side by side, one for each given input width: many adapters at little cost."""
+
+    def __init__(self, widths: list[int], out_features: int = 2) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(width, out_features) for width in widths)
+
+
+def build_bank(widths: list[int], rank: int, dtype: torch.dtype = torch.float64, **lora: Any) -> peft.PeftModel:
+    """A `Bank` with LoRA on every layer; it has no forward pass, only adapters."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=rank, target_modules=r"layers\.\d+", **lora)
+    return peft.get_peft_model(Bank(widths), config).to(dtype)

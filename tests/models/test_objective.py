@@ -45,7 +45,7 @@ def plain_nll(model: BayesianLoRA, noises: dict[str, np.ndarray], batch: Batch) 
     weights = dict(network.named_parameters())
     with torch.no_grad():
         for name, noise in noises.items():
-            weights[f"base_model.model.{name}.lora_A.default.weight"] += torch.from_numpy(noise)
+            weights[f"base_model.model.{name}.lora_A.default.weight"].add_(torch.from_numpy(noise))
         return float(network(**batch).loss)
 
 
@@ -76,7 +76,8 @@ def paper_loss(model: BayesianLoRA, guide: MonteCLoRAGuide, trace: poutine.Trace
     num_outer = config.num_outer_samples
     pi = trace.nodes["pi"]["value"].detach().numpy().reshape(num_outer, len(names), -1)
     columns, sigma = column_values(model, trace), covariances(model, trace)
-    kl, cooperative, noises = 0.0, 0.0, {}
+    kl: Any = 0.0
+    cooperative, noises = 0.0, {}
     for position, name in enumerate(names):
         adapter = model.sites.adapters[position]
         alpha = guide.concentration[position].detach().numpy()
@@ -98,8 +99,9 @@ def paper_loss(model: BayesianLoRA, guide: MonteCLoRAGuide, trace: poutine.Trace
                 noise += draws[j, 0] * (1.0 if config.mixture == "sparse" else math.sqrt((weights**2).sum()))
         noises[name] = config.sample_scale * noise.T / num_outer
     eta, coop = config.kl_weight, config.cooperative_weight
-    assert eta is not None and coop is not None
-    return plain_nll(model, noises, batch) + (eta * kl + coop * cooperative) / len(names)
+    assert eta is not None
+    assert coop is not None
+    return plain_nll(model, noises, batch) + float(eta * kl + coop * cooperative) / len(names)
 
 
 def elbo_loss(model: BayesianLoRA, guide: MonteCLoRAGuide, trace: poutine.Trace, batch: Batch) -> float:
@@ -119,7 +121,8 @@ def elbo_loss(model: BayesianLoRA, guide: MonteCLoRAGuide, trace: poutine.Trace,
         variance = config.sample_scale**2 * (1.0 if config.mixture == "sparse" else (pi[position] ** 2).sum())
         kl += sum(normal_kl(variance * sigma[name][0], column, config.prior_scale or 0) for column in mu.T)
         noises[name] = columns[name].T - mu
-    assert config.temperature is not None and config.num_train_examples is not None
+    assert config.temperature is not None
+    assert config.num_train_examples is not None
     return plain_nll(model, noises, batch) + config.temperature / config.num_train_examples * kl
 
 
@@ -221,7 +224,7 @@ class OneSided(BayesianLoRA):
     """The defect the shared sites exclude: the model's latent sites without their scale."""
 
     def sample_latents(self) -> Any:
-        scaled, self.sites._scale = self.sites._scale, lambda draws=None: poutine.scale(scale=1.0)  # type: ignore[method-assign,misc,assignment]
+        scaled, self.sites._scale = self.sites._scale, lambda draws=None: poutine.scale(scale=1.0)  # type: ignore[method-assign]
         try:
             return super().sample_latents()
         finally:

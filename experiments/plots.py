@@ -1,0 +1,133 @@
+"""Pictures of a fit: loss terms, calibration, entropies, mixture weights, and the truth where it is known."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bayes_lora.inference.metrics import ECE_BINS, calibration_bins
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_TERM_NAMES = {
+    "nll": "negative log-likelihood",
+    "kl_dirichlet": "KL of pi (Dirichlet)",
+    "kl_wishart": "KL of Sigma (Wishart)",
+    "kl_normal": "KL of S (normal)",
+    "cooperative": "cooperative",
+}
+
+
+def loss_terms(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Each term's contribution to the loss over the optimizer's steps."""
+    figure, axes = _figure(7.2, 4.2)
+    steps = [entry["step"] for entry in history]
+    terms = [name for name in history[0] if name not in ("step", "epoch", "learning_rate", "loss")]
+    for term, colour in zip(terms, _COLOURS, strict=False):
+        values = [entry[term] for entry in history]
+        axes.plot(steps, values, label=_TERM_NAMES.get(term, term), color=colour, marker="o", markersize=2.5)
+    axes.set(yscale="log", xlabel="optimizer step", ylabel="contribution to the loss (nats per example)")
+    axes.set_title("Loss terms, each as it is weighted in the loss")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
+def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Accuracy against confidence in equal-width bins, for named (probabilities, labels); bin counts below."""
+    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot([0, 1], [0, 1], color="#767676", linestyle="--", linewidth=1, label="perfectly calibrated")
+    width = 1 / ECE_BINS
+    for position, ((name, (probs, labels)), colour) in enumerate(zip(predictions.items(), _COLOURS, strict=False)):
+        counts, confidence, accuracy = (values.numpy() for values in calibration_bins(probs, labels))
+        filled = counts > 0
+        upper.plot(confidence[filled], accuracy[filled], label=name, color=colour, marker="o", markersize=4)
+        offset = (position - (len(predictions) - 1) / 2) * width * 0.8 / len(predictions)
+        centres = (np.arange(ECE_BINS) + 0.5) * width + offset
+        lower.bar(centres, counts, width=width * 0.8 / len(predictions), color=colour)
+    least = min(float(probs.max(-1).values.min()) for probs, _ in predictions.values())
+    lower.set(xlabel="confidence (largest class probability)", ylabel="examples", xlim=(max(0.0, least - 0.03), 1.0))
+    upper.set(ylabel="accuracy in the bin", ylim=(0, 1.02), title=f"Reliability on held-out rows, {ECE_BINS} bins")
+    upper.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def entropies(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor], bound: float = math.log(2)) -> Figure:
+    """Histograms of uncertainties (nats) of rows like the training rows and of others, one panel for each name."""
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(inside))), inside, strict=True):
+        top = max(float(inside[name].max()), float(outside[name].max()), 1e-6)
+        edges = np.linspace(0, bound if top > bound / 2 else 1.05 * top, 26)
+        for label, values, colour in (
+            ("in distribution", inside[name], _COLOURS[0]),
+            ("out of distribution", outside[name], _COLOURS[1]),
+        ):
+            shares = np.full(len(values), 100 / len(values))
+            axes.hist(values.numpy(), bins=edges, weights=shares, label=label, color=colour, alpha=0.6)
+        axes.set(xlabel=f"{name} (nats)", ylabel="rows (%)", title=name.capitalize())
+        axes.legend(frameon=False)
+    return figure
+
+
+def mixture_weights(concentration: Tensor, names: Sequence[str]) -> Figure:
+    """E[pi_k] = alpha_k / sum alpha of every adapter, (adapter, component), with alpha's total on the right."""
+    alpha = concentration.detach().cpu()
+    weights = (alpha / alpha.sum(-1, keepdim=True)).numpy()
+    height = 1.6 + 0.24 * len(names)
+    figure = Figure(figsize=(8.4, height), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    image = left.imshow(weights, aspect="auto", cmap="viridis", vmin=0)
+    figure.colorbar(image, ax=left, label="E[pi], mixture weight")
+    left.set_xticks(range(weights.shape[1]), [str(k + 1) for k in range(weights.shape[1])])
+    left.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8)
+    left.set(xlabel="component k", title="Mean mixture weight")
+    right.barh(range(len(names)), alpha.sum(-1).numpy(), color=_COLOURS[0])
+    right.set(xlabel="sum of alpha", title="Concentration")
+    return figure
+
+
+def truth_by_group(
+    rows: Sequence[Mapping[str, object]], predictions: Mapping[str, Tensor], label_names: tuple[str, str]
+) -> Figure:
+    """Predicted probability of the second class against the true one, a box for each group and predictor."""
+    figure, axes = _figure(8.6, 4.4)
+    truths = np.array([row["true_prob"] for row in rows], dtype=float)
+    levels = np.unique(truths)
+    width = 0.8 / len(predictions)
+    for position, ((name, probs), colour) in enumerate(zip(predictions.items(), _COLOURS, strict=False)):
+        offset = (position - (len(predictions) - 1) / 2) * width
+        boxes = axes.boxplot(
+            [probs[torch.from_numpy(truths == level), 1].numpy() for level in levels],
+            positions=np.arange(len(levels)) + offset,
+            widths=0.85 * width,
+            patch_artist=True,
+            showfliers=False,
+            medianprops={"color": "black"},
+            manage_ticks=False,
+        )
+        for box in boxes["boxes"]:
+            box.set(facecolor=colour, alpha=0.7)
+        boxes["boxes"][0].set_label(name)
+    for position, level in enumerate(levels):
+        truth = "true probability" if position == 0 else ""
+        axes.hlines(level, position - 0.48, position + 0.48, color="black", linestyle="--", linewidth=1.2, label=truth)
+    axes.set_xticks(range(len(levels)), [f"{level:.2f}" for level in levels])
+    axes.set(xlabel=f"true P({label_names[1]} | pair)", ylabel=f"predicted P({label_names[1]} | pair)", ylim=(0, 1))
+    axes.set_title("Predicted against true probability (boxes: quartiles; whiskers: 1.5 quartile ranges)")
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _short(name: str) -> str:
+    """A module path's numbers and last word: bert.encoder.layer.0.attention.self.query -> 0.query."""
+    parts = name.split(".")
+    return ".".join(part for part in parts if part.isdigit() or part == parts[-1])

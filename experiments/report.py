@@ -1,0 +1,82 @@
+"""A self-contained HTML page: pictures and styles inside, nothing fetched."""
+
+import base64
+import io
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with the words that go with it.
+
+    Attributes:
+        name: of its PNG file, without suffix.
+        figure: what to draw.
+        alt: what a reader who cannot see it should know.
+        caption: what it shows and how to read it.
+    """
+
+    name: str
+    figure: Figure
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class TableData:
+    """A table: its header, its rows, and what it shows."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a heading, paragraphs, then tables and pictures."""
+
+    title: str
+    paragraphs: tuple[str, ...] = ()
+    tables: tuple[TableData, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+def write_report(folder: Path, title: str, sections: list[Section]) -> Path:
+    """Write `report.html` and each picture as PNG beside it; returns the page's path."""
+    images: dict[str, str] = {}
+    for section in sections:
+        for picture in section.pictures:
+            data = _png(picture.figure)
+            _write_whole(folder / f"{picture.name}.png", data)
+            images[picture.name] = base64.b64encode(data).decode()
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bayes_lora.experiments"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page: dict[str, Any] = {"title": title, "sections": sections, "images": images}
+    path = folder / "report.html"
+    _write_whole(path, environment.get_template("report.html").render(page).encode())
+    return path
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # No software version inside: the same figure gives the same file.
+    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
