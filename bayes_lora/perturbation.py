@@ -43,6 +43,8 @@ class PerturbedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         noise = self.perturbation
         if noise is None or not (self.switch.on or _in_backward()):
+            if torch.is_grad_enabled():
+                self.perturbation = None  # gradient checkpointing must recompute this pass without it, too
             return super().forward(x)
         weight = self.weight + noise.to(self.weight)
         if noise.dim() == 2:

@@ -1,8 +1,8 @@
 """The command line, `bayes-lora`."""
 
 import json
-import logging
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -179,8 +179,8 @@ def demo_command(
 
 def main() -> None:
     """Entry point: an error of this library is one message and exit status 1, not a traceback."""
-    # transformers counts what an adapter's sequence classifier leaves to its head; nothing a user can act on.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    # peft asks transformers by a name that its next major version drops: nothing a user can act on.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     try:
         app()
     except BayesLoRAError as error:
@@ -203,11 +203,12 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
 
 
 def _print_predictions(columns: tuple[str, ...], described: list[Row], most: int = 10) -> None:
-    table = Table(title=f"{min(most, len(described))} of {len(described)} predictions", title_justify="left")
+    title = f"{min(most, len(described))} of {len(described)} predictions; entropy and mutual information (MI) in nats"
+    table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(column, max_width=44, no_wrap=True)
-    for column in ("prediction", "probability", "entropy (nats)", "mutual information (nats)"):
-        table.add_column(column, justify="right")
+        table.add_column(column, no_wrap=True)
+    for column, width in (("prediction", 12), ("prob.", 5), ("entropy", 7), ("MI", 6)):
+        table.add_column(column, justify="right", min_width=width)
     for row in described[:most]:
         numbers = f"{row['probs'][row['prediction']]:.3f}", f"{row['total_entropy']:.3f}"
         table.add_row(

@@ -170,7 +170,8 @@ def _results(
         "truth",
         plots.truth_by_group(rows, {name: p.mean_probs for name, p in inside.items()}, ("different", "paraphrase")),
         "Boxes of predicted probabilities at each of the eight true probabilities, with the truth as a dashed line.",
-        "A model that knows how noisy each topic is has its boxes on the dashed lines.",
+        "A model that knows how noisy each topic is has its boxes on the dashed lines. Boxes are quartiles, whiskers "
+        "reach 1.5 quartile ranges further.",
     )
     return Section("Against the truth", words, (table,), (truth, calibration))
 

@@ -15,10 +15,10 @@ from bayes_lora.inference.metrics import ECE_BINS, calibration_bins
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _TERM_NAMES = {
     "nll": "negative log-likelihood",
+    "cooperative": "cooperative",
     "kl_dirichlet": "KL of pi (Dirichlet)",
     "kl_wishart": "KL of Sigma (Wishart)",
     "kl_normal": "KL of S (normal)",
-    "cooperative": "cooperative",
 }
 
 
@@ -26,10 +26,10 @@ def loss_terms(history: Sequence[Mapping[str, float]]) -> Figure:
     """Each term's contribution to the loss over the optimizer's steps."""
     figure, axes = _figure(7.2, 4.2)
     steps = [entry["step"] for entry in history]
-    terms = [name for name in history[0] if name not in ("step", "epoch", "learning_rate", "loss")]
+    terms = [name for name in _TERM_NAMES if name in history[0]]
     for term, colour in zip(terms, _COLOURS, strict=False):
         values = [entry[term] for entry in history]
-        axes.plot(steps, values, label=_TERM_NAMES.get(term, term), color=colour, marker="o", markersize=2.5)
+        axes.plot(steps, values, label=_TERM_NAMES[term], color=colour, marker="o", markersize=2.5)
     axes.set(yscale="log", xlabel="optimizer step", ylabel="contribution to the loss (nats per example)")
     axes.set_title("Loss terms, each as it is weighted in the loss")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -41,6 +41,7 @@ def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     figure = Figure(figsize=(5.4, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="#767676", linestyle="--", linewidth=1, label="perfectly calibrated")
+    least = min(float(probs.max(-1).values.min()) for probs, _ in predictions.values())
     width = 1 / ECE_BINS
     for position, ((name, (probs, labels)), colour) in enumerate(zip(predictions.items(), _COLOURS, strict=False)):
         counts, confidence, accuracy = (values.numpy() for values in calibration_bins(probs, labels))
@@ -49,9 +50,12 @@ def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         offset = (position - (len(predictions) - 1) / 2) * width * 0.8 / len(predictions)
         centres = (np.arange(ECE_BINS) + 0.5) * width + offset
         lower.bar(centres, counts, width=width * 0.8 / len(predictions), color=colour)
-    least = min(float(probs.max(-1).values.min()) for probs, _ in predictions.values())
     lower.set(xlabel="confidence (largest class probability)", ylabel="examples", xlim=(max(0.0, least - 0.03), 1.0))
-    upper.set(ylabel="accuracy in the bin", ylim=(0, 1.02), title=f"Reliability on held-out rows, {ECE_BINS} bins")
+    upper.set(
+        ylabel="accuracy in the bin",
+        ylim=(max(0.0, least - 0.2), 1.02),
+        title=f"Reliability on held-out rows, {ECE_BINS} bins",
+    )
     upper.legend(loc="lower right", frameon=False)
     return figure
 
@@ -94,7 +98,7 @@ def truth_by_group(
     rows: Sequence[Mapping[str, object]], predictions: Mapping[str, Tensor], label_names: tuple[str, str]
 ) -> Figure:
     """Predicted probability of the second class against the true one, a box for each group and predictor."""
-    figure, axes = _figure(8.6, 4.4)
+    figure, axes = _figure(9.4, 4.4)
     truths = np.array([row["true_prob"] for row in rows], dtype=float)
     levels = np.unique(truths)
     width = 0.8 / len(predictions)
@@ -117,8 +121,8 @@ def truth_by_group(
         axes.hlines(level, position - 0.48, position + 0.48, color="black", linestyle="--", linewidth=1.2, label=truth)
     axes.set_xticks(range(len(levels)), [f"{level:.2f}" for level in levels])
     axes.set(xlabel=f"true P({label_names[1]} | pair)", ylabel=f"predicted P({label_names[1]} | pair)", ylim=(0, 1))
-    axes.set_title("Predicted against true probability (boxes: quartiles; whiskers: 1.5 quartile ranges)")
-    axes.legend(loc="upper left", frameon=False)
+    axes.set_title("Predicted against true probability")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 

@@ -2,14 +2,14 @@
 
 import base64
 import io
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
+
+from bayes_lora.experiments.rows import write_whole
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> Path:
     for section in sections:
         for picture in section.pictures:
             data = _png(picture.figure)
-            _write_whole(folder / f"{picture.name}.png", data)
+            write_whole(folder / f"{picture.name}.png", data)
             images[picture.name] = base64.b64encode(data).decode()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bayes_lora.experiments"),
@@ -65,7 +65,7 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> Path:
     )
     page: dict[str, Any] = {"title": title, "sections": sections, "images": images}
     path = folder / "report.html"
-    _write_whole(path, environment.get_template("report.html").render(page).encode())
+    write_whole(path, environment.get_template("report.html").render(page).encode())
     return path
 
 
@@ -74,9 +74,3 @@ def _png(figure: Figure) -> bytes:
     # No software version inside: the same figure gives the same file.
     figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

@@ -65,6 +65,11 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     data = "".join(line + "\n" for line in lines).encode()
     if path.name.lower().endswith(".gz"):
         data = gzip.compress(data, mtime=0)  # no time stamp: the same rows give the same bytes
+    write_whole(path, data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader sees the old one (or none) until the new one is complete and on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because os.replace is atomic within one file system only.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")

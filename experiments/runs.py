@@ -1,10 +1,8 @@
 """Runs: one fit with all that is needed to repeat it, in one folder."""
 
 import json
-import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -15,14 +13,13 @@ import peft
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import ConfigurationError, DataError, RunExistsError
 from bayes_lora.experiments.base_models import load_base_model, lora_targets
-from bayes_lora.experiments.rows import Row, read_rows, write_jsonl
+from bayes_lora.experiments.rows import Row, read_rows, write_jsonl, write_whole
 from bayes_lora.experiments.tasks import Task, TaskRows, encode
 from bayes_lora.inference import (
     FitOptions,
@@ -117,7 +114,8 @@ class Run:
         num_samples = num_samples or self.config.num_samples
         loader = self.loader(rows, with_labels=with_labels)
         what = "predict at the mean" if at_mean else f"predict with {num_samples} draws"
-        batches = track(loader, what, console=console, transient=True) if console is not None else loader
+        shown = console is not None and console.is_terminal
+        batches = track(loader, what, console=console, transient=True) if shown else loader
         seed = self.config.training.seed
         return predict(self.model, self.guide, batches, num_samples=num_samples, seed=seed, at_mean=at_mean)
 
@@ -250,15 +248,4 @@ def claim_folder(folder: Path, *, overwrite: bool) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Trainable numbers of a module."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    write_whole(path, (json.dumps(data, indent=2) + "\n").encode())

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ def save_posterior(model: BayesianLoRA, guide: MonteCLoRAGuide, folder: str | Pa
     if folder.exists() and not overwrite:
         raise RunExistsError(f"{folder} exists already. Choose another folder, or pass overwrite=True.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    temporary.mkdir()
     try:
         model.network.save_pretrained(str(temporary))  # type: ignore[operator]
         state = {name: value.detach().cpu().contiguous() for name, value in guide.state_dict().items()}

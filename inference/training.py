@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import default_data_collator, get_linear_schedule_with_warmup
@@ -200,17 +200,18 @@ class _Ledger:
 def _progress(console: Console | None) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=12),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         TextColumn("{task.fields[terms]}"),
         console=console,
         disable=console is None,
     )
 
 
+_SHORT = {"nll": "nll", "cooperative": "coop", "kl_dirichlet": "KL_D", "kl_wishart": "KL_W", "kl_normal": "KL_N"}
+
+
 def _describe(entry: dict[str, float]) -> str:
-    shown = {name: value for name, value in entry.items() if name not in ("step", "epoch", "learning_rate")}
-    return "  ".join(f"{name.replace('kl_', 'KL ')} {value:.3g}" for name, value in shown.items())
+    return " ".join(f"{short} {entry[name]:.2g}" for name, short in _SHORT.items() if name in entry)

@@ -79,8 +79,10 @@ class Bank(torch.nn.Module):
         self.layers = torch.nn.ModuleList(torch.nn.Linear(width, out_features) for width in widths)
 
 
-def build_bank(widths: list[int], rank: int, dtype: torch.dtype = torch.float64, **lora: Any) -> peft.PeftModel:
+def build_bank(
+    widths: list[int], rank: int, out_features: int = 2, dtype: torch.dtype = torch.float64, **lora: Any
+) -> peft.PeftModel:
     """A `Bank` with LoRA on every layer; it has no forward pass, only adapters."""
     torch.manual_seed(0)
     config = peft.LoraConfig(r=rank, target_modules=r"layers\.\d+", **lora)
-    return peft.get_peft_model(Bank(widths), config).to(dtype)
+    return peft.get_peft_model(Bank(widths, out_features), config).to(dtype)

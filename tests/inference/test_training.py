@@ -1,0 +1,224 @@
+"""Fitting: the loss falls, runs repeat bit for bit, options reach what they name, bad losses are reported."""
+
+import io
+from typing import Any
+
+import peft
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
+from bayes_lora.inference import FitOptions, FitResult, MonteCLoRAGuide, fit, predict
+from bayes_lora.models import BayesianLoRA
+from tests.networks import build_network, build_pair
+
+Rows = list[dict[str, Any]]
+
+
+def learnable_rows(count: int = 48) -> Rows:
+    """The label is the third of the vocabulary that all of a row's tokens come from."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(count):
+        tokens = 1 + 16 * (i % 3) + torch.randint(0, 15, (6,), generator=generator)
+        rows.append({"input_ids": tokens.tolist(), "attention_mask": [1] * 6, "labels": i % 3})
+    return rows
+
+
+OPTIONS = FitOptions(epochs=1, batch_size=8, learning_rate=1e-2, log_every=2)
+CONFIG: dict[str, Any] = {"kl_weight": 1e-3, "num_components": 3, "sample_scale": 0.05}
+
+
+def run(
+    options: FitOptions = OPTIONS, network: peft.PeftModel | None = None, rows: Rows | None = None, **config: Any
+) -> tuple[BayesianLoRA, MonteCLoRAGuide, FitResult]:
+    """Fit a small network with dropout, so that its seed matters too."""
+    network = build_network(num_layers=1, dropout=0.1) if network is None else network
+    model, guide = build_pair(network, **CONFIG | config)
+    return model, guide, fit(model, guide, learnable_rows() if rows is None else rows, options)
+
+
+def parameters(*modules: torch.nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for module in modules for parameter in module.parameters()]
+
+
+def equal(first: list[Tensor], second: list[Tensor]) -> list[bool]:
+    return [torch.equal(a, b) for a, b in zip(first, second, strict=True)]
+
+
+@pytest.mark.parametrize("config", [{}, {"objective": "elbo", "num_train_examples": 48, "temperature": 0.01}])
+def test_it_learns_what_can_be_learned(config: dict[str, Any]) -> None:
+    options = FitOptions(epochs=12, batch_size=8, learning_rate=2e-2, log_every=6)
+    model, guide = build_pair(build_network(num_layers=1), **{"num_components": 3, "sample_scale": 0.02} | config)
+    rows = learnable_rows()
+    history = fit(model, guide, rows, options).history
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["nll"] < history[0]["nll"] / 2
+    assert not any(module.training for module in model.modules())
+    batch = {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    prediction = predict(model, guide, [batch], num_samples=4)
+    assert (prediction.mean_probs.argmax(-1) == batch["labels"]).double().mean() > 0.9
+
+
+def test_the_seed_decides_everything() -> None:
+    outcomes = []
+    for global_seed, seed in ((1, 0), (2, 0), (1, 5)):
+        network = build_network(num_layers=1, dropout=0.1)
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        model, guide, result = run(FitOptions(epochs=2, batch_size=8, seed=seed), network)
+        assert torch.equal(torch.get_rng_state(), state)
+        outcomes.append((parameters(model, guide), result.history))
+    assert all(equal(outcomes[0][0], outcomes[1][0]))
+    assert outcomes[0][1] == outcomes[1][1]
+    assert not all(equal(outcomes[0][0], outcomes[2][0]))
+
+
+def test_history() -> None:
+    rows = learnable_rows(44)
+    options = FitOptions(epochs=2, batch_size=8, learning_rate=1e-2, warmup_ratio=0.25, log_every=5)
+    _, _, coarse = run(options, rows=rows)
+    _, _, fine = run(FitOptions(**{**vars(options), "log_every": 1}), rows=rows)
+    assert [entry["step"] for entry in coarse.history] == [5, 10, 12]
+    assert [entry["step"] for entry in fine.history] == list(range(1, 13))
+    assert [entry["epoch"] for entry in fine.history] == [1] * 6 + [2] * 6
+    terms = {"nll", "kl_dirichlet", "kl_wishart", "kl_normal", "cooperative"}
+    for entry in coarse.history + fine.history:
+        assert set(entry) == {"step", "epoch", "learning_rate", "loss"} | terms
+        assert sum(entry[term] for term in terms) == pytest.approx(entry["loss"], rel=1e-12)
+    # An entry is the mean over the steps since the one before.
+    for entry, steps in zip(coarse.history, (fine.history[:5], fine.history[5:10], fine.history[10:]), strict=True):
+        for term in terms | {"loss"}:
+            assert entry[term] == pytest.approx(sum(step[term] for step in steps) / len(steps), rel=1e-9)
+    # Three steps up to the peak, then straight down to zero.
+    expected = [1e-2 * (s / 3 if s < 3 else (12 - s) / 9) for s in range(12)]
+    assert [entry["learning_rate"] for entry in fine.history] == pytest.approx(expected)
+    assert coarse.seconds > 0
+
+
+def test_alpha_and_v_have_their_own_learning_rate() -> None:
+    for rates, moving in (((1e-12, 1e-1), "guide"), ((1e-1, 1e-12), "network")):
+        model, guide = build_pair(build_network(num_layers=1), **CONFIG)
+        before = parameters(model), parameters(guide)
+        fit(model, guide, learnable_rows(), FitOptions(1, 8, *rates, warmup_ratio=0))
+        moved = [
+            max((a - b).abs().max().item() for a, b in zip(parameters(module), start, strict=True))
+            for module, start in zip((model, guide), before, strict=True)
+        ]
+        network_moved, guide_moved = moved
+        assert (network_moved < 1e-10) == (moving == "guide")
+        assert (guide_moved < 1e-10) == (moving == "network")
+
+
+def test_weight_decay_is_on_the_network_only() -> None:
+    found = []
+    for decay in (0.0, 5.0):
+        options = FitOptions(epochs=1, batch_size=48, learning_rate=1e-2, weight_decay=decay, warmup_ratio=0)
+        model, guide, _ = run(options)
+        found.append((parameters(model), parameters(guide)))
+    # One step: the gradients are the same, so that all that differs is the decay.
+    assert all(equal(found[0][1], found[1][1]))
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    assert [not same for same in equal(found[0][0], found[1][0])] == trained
+
+
+def test_frozen_parameters_stay_what_they_are() -> None:
+    network = build_network(num_layers=1)
+    frozen = [p.requires_grad for p in network.parameters()]
+    before = parameters(network)
+    model, _, _ = run(network=network)
+    assert equal(before, parameters(model)) == [not trainable for trainable in frozen]
+    assert [p.requires_grad for p in network.parameters()] == frozen
+
+
+def test_post_hoc_only_the_posterior_learns() -> None:
+    network = build_network(num_layers=1)
+    network.requires_grad_(False)
+    before = parameters(network)
+    model, guide = build_pair(network, **CONFIG)
+    start = parameters(guide)
+    fit(model, guide, learnable_rows(), OPTIONS)
+    assert all(equal(before, parameters(model)))
+    assert not any(equal(start, parameters(guide)))
+
+
+def test_rows_may_call_it_label() -> None:
+    renamed: Rows = [
+        {("label" if name == "labels" else name): value for name, value in row.items()} for row in learnable_rows()
+    ]
+    first, second = run(), run(rows=renamed)
+    assert all(equal(parameters(*first[:2]), parameters(*second[:2])))
+
+
+def test_nan_in_the_posterior_is_named() -> None:
+    model, guide = build_pair(**CONFIG)
+    with torch.no_grad():
+        guide.scale_r4_unconstrained[1, 2] = torch.nan
+    with pytest.raises(NonFiniteLossError, match=r"at step 1, in the term\(s\) .*kl_wishart.*posterior_learning_rate"):
+        fit(model, guide, learnable_rows(), OPTIONS)
+
+
+def test_infinity_in_the_network_is_named_with_its_step() -> None:
+    network = build_network(num_layers=1)
+    with torch.no_grad():
+        network.get_input_embeddings().weight[49] = torch.inf
+    rows = learnable_rows()
+    rows[-1]["input_ids"][0] = 49
+    order = DataLoader(range(48), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    step = next(i for i, batch in enumerate(order, start=1) if 47 in batch)
+    assert step > 1
+    with pytest.raises(NonFiniteLossError, match=rf"at step {step}, in the term\(s\) nll\. Lower the learning rate"):
+        run(FitOptions(epochs=1, batch_size=8, log_every=100), network, rows)
+    assert issubclass(NonFiniteLossError, ArithmeticError)
+
+
+def test_data_errors() -> None:
+    with pytest.raises(DataError, match="the training set is empty"):
+        run(rows=[])
+    rows = learnable_rows()
+    for row in rows:
+        del row["labels"]
+    with pytest.raises(DataError, match=r"have no labels, only \['attention_mask', 'input_ids'\]. Add a 'labels'"):
+        run(rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, r"epochs=0 must be an integer >= 1"),
+        ({"epochs": 1.5}, r"epochs=1.5 must be an integer >= 1"),
+        ({"batch_size": -1}, r"batch_size=-1 must be an integer >= 1"),
+        ({"log_every": 0}, r"log_every=0 must be an integer >= 1"),
+        ({"learning_rate": 0.0}, r"learning_rate=0.0 must be a positive, finite number"),
+        ({"learning_rate": float("nan")}, r"learning_rate=nan must be a positive, finite number"),
+        ({"posterior_learning_rate": float("inf")}, r"posterior_learning_rate=inf must be a positive, finite number"),
+        ({"max_grad_norm": -1.0}, r"max_grad_norm=-1.0 must be a positive, finite number"),
+        ({"warmup_ratio": 1.1}, r"warmup_ratio=1.1 must lie between 0 and 1"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0.1 must be a finite number >= 0"),
+        ({"weight_decay": float("nan")}, r"weight_decay=nan must be a finite number >= 0"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        FitOptions(**options)
+
+
+def test_the_progress_bar_shows_the_terms() -> None:
+    screen = io.StringIO()
+    model, guide = build_pair(build_network(num_layers=1), **CONFIG)
+    console = Console(file=screen, force_terminal=True, width=160)
+    result = fit(model, guide, learnable_rows(), OPTIONS, console=console)
+    shown = screen.getvalue()
+    assert "6/6" in shown
+    for name, term in (("nll", "nll"), ("coop", "cooperative"), ("KL", "kl_normal")):
+        assert name in shown
+        assert f"{result.history[-1][term]:.2g}" in shown
+
+
+def test_no_console_no_output(capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
