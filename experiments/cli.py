@@ -204,11 +204,11 @@ def print_metrics(metrics: dict[str, Any], title: str) -> None:
 
 def _print_predictions(columns: tuple[str, ...], described: list[Row], most: int = 10) -> None:
     title = f"{min(most, len(described))} of {len(described)} predictions; entropy and mutual information (MI) in nats"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", expand=True)
     for column in columns:
-        table.add_column(column, no_wrap=True)
-    for column, width in (("prediction", 12), ("prob.", 5), ("entropy", 7), ("MI", 6)):
-        table.add_column(column, justify="right", min_width=width)
+        table.add_column(column, no_wrap=True, ratio=1)
+    for column in ("prediction", "prob.", "entropy", "MI"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in described[:most]:
         numbers = f"{row['probs'][row['prediction']]:.3f}", f"{row['total_entropy']:.3f}"
         table.add_row(

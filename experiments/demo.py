@@ -39,7 +39,16 @@ _POSTERIOR = MonteCLoRAConfig(sample_scale=0.05)
 
 
 def run_demo(
-    out: Path, *, seed: int, overwrite: bool, console: Console, num_train: int = 2000, epochs: int = 3
+    out: Path,
+    *,
+    seed: int,
+    overwrite: bool,
+    console: Console,
+    num_train: int = 2000,
+    num_validation: int = 400,
+    num_out_of_distribution: int = 400,
+    epochs: int = 3,
+    num_samples: int = 16,
 ) -> dict[str, Any]:
     """Fit the posterior and plain LoRA on the embedded task, compare both with the truth, write a report.
 
@@ -49,12 +58,18 @@ def run_demo(
         RunExistsError: `out` exists and `overwrite` was not said.
     """
     claim_folder(out, overwrite=overwrite)
-    task = make_embedded_task(num_train=num_train, seed=seed)
+    task = make_embedded_task(
+        num_train=num_train,
+        num_validation=num_validation,
+        num_out_of_distribution=num_out_of_distribution,
+        seed=seed,
+    )
     config = RunConfig(
         task=EMBEDDED,
         base_model="minilm",
         posterior=_POSTERIOR,
-        training=FitOptions(epochs=epochs, learning_rate=1e-3, seed=seed),
+        training=FitOptions(epochs=epochs, learning_rate=2e-3, seed=seed),
+        num_samples=num_samples,
     )
     write_json(out / CONFIG_FILE, config.to_json())
     write_json(out / ENVIRONMENT_FILE, environment())

@@ -49,12 +49,17 @@ def evaluate(probs: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy, NLL (nats), ECE (15 bins) and Brier score of probabilities (example, class) for labels (example,).
 
     Raises:
-        DataError: no examples, or as many probabilities as labels are not there.
+        DataError: no examples, as many probabilities as labels are not there, or labels outside the classes.
     """
     if probs.dim() != 2 or labels.shape != probs.shape[:1] or not len(labels):
         raise DataError(
             f"metrics need probabilities (example, class) and as many labels; got {tuple(probs.shape)} and "
             f"{tuple(labels.shape)}. Pass prediction.mean_probs and prediction.labels of a non-empty, labelled set."
+        )
+    if not 0 <= labels.min() <= labels.max() < probs.shape[-1]:
+        raise DataError(
+            f"labels run from {labels.min()} to {labels.max()}, but the probabilities are of {probs.shape[-1]} classes, "
+            f"0 to {probs.shape[-1] - 1}. Correct the labels."
         )
     return {
         "accuracy": accuracy(probs, labels),

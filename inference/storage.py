@@ -22,6 +22,8 @@ from bayes_lora.models import BayesianLoRA
 
 SCHEMA_VERSION = 1
 POSTERIOR_FILE = "posterior.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"  # these two are PEFT's
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 DESCRIPTION_FILE = "bayes_lora.json"
 
 
@@ -30,12 +32,19 @@ def save_posterior(model: BayesianLoRA, guide: MonteCLoRAGuide, folder: str | Pa
 
     The folder is a PEFT adapter folder, which ``PeftModel.from_pretrained`` opens as the mean adapter without this
     library, plus `posterior.safetensors` (alpha and v, as logarithms) and `bayes_lora.json` (schema version, config,
-    adapter order, checksum of the posterior file, fingerprint of the base model).
+    adapter order, checksums of both weight files, fingerprint of the base model).
 
     Raises:
         RunExistsError: the folder exists and `overwrite` was not said.
+        PosteriorFileError: the posterior is of an adapter of another name than PEFT's "default".
     """
     folder = Path(folder)
+    others = sorted({adapter.key for adapter in model.sites.adapters} - {"default"})
+    if others:
+        raise PosteriorFileError(
+            f"the posterior is of adapters {others}; PEFT writes only the adapter named 'default' where it looks for "
+            "it again. Build the network with get_peft_model(..., adapter_name='default')."
+        )
     if folder.exists() and not overwrite:
         raise RunExistsError(f"{folder} exists already. Choose another folder, or pass overwrite=True.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +58,7 @@ def save_posterior(model: BayesianLoRA, guide: MonteCLoRAGuide, folder: str | Pa
             "schema_version": SCHEMA_VERSION,
             "config": asdict(model.config),
             "adapters": list(model.sites.names),
-            "posterior_sha256": _sha256(temporary / POSTERIOR_FILE),
+            "sha256": {name: _sha256(temporary / name) for name in (ADAPTER_FILE, POSTERIOR_FILE)},
             "base_fingerprint": base_fingerprint(model.network),
         }
         (temporary / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -77,20 +86,30 @@ def load_posterior(base_network: nn.Module, folder: str | Path) -> tuple[Bayesia
     """
     folder = Path(folder)
     description = _read_description(folder)
-    posterior_file = folder / POSTERIOR_FILE
-    if not posterior_file.is_file():
-        raise PosteriorFileError(f"{posterior_file} is missing: {folder} was not written whole. Save the run again.")
-    if _sha256(posterior_file) != description["posterior_sha256"]:
-        raise PosteriorFileError(f"{posterior_file} does not have the checksum in {DESCRIPTION_FILE}: it is damaged.")
+    # PEFT would look for a missing file on the hub.
+    for name in (ADAPTER_CONFIG_FILE, ADAPTER_FILE, POSTERIOR_FILE):
+        if not (folder / name).is_file():
+            raise PosteriorFileError(f"{folder / name} is missing: {folder} was not written whole. Save the run again.")
+    for name in (ADAPTER_FILE, POSTERIOR_FILE):
+        if _sha256(folder / name) != description["sha256"].get(name):
+            raise PosteriorFileError(
+                f"{folder / name} does not have the checksum in {DESCRIPTION_FILE}: it is damaged. Save the run again."
+            )
     try:
         config = MonteCLoRAConfig(**description["config"])
     except (TypeError, BayesLoRAError) as error:
         raise PosteriorFileError(f"{folder / DESCRIPTION_FILE}: its config cannot be used: {error}") from error
-    network = PeftModel.from_pretrained(base_network, str(folder))
+    try:
+        network = PeftModel.from_pretrained(base_network, str(folder))
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise PosteriorFileError(
+            f"{folder}: its adapter does not fit this {type(base_network).__name__}: {error}. "
+            f"Load the base it was trained on (base_model_name_or_path in {ADAPTER_CONFIG_FILE})."
+        ) from error
     if base_fingerprint(network) != description["base_fingerprint"]:
         raise PosteriorFileError(
             f"{folder} was saved for another base model than this {type(base_network).__name__}. "
-            "Load the base it was trained on (base_model_name_or_path in adapter_config.json)."
+            f"Load the base it was trained on (base_model_name_or_path in {ADAPTER_CONFIG_FILE})."
         )
     model = BayesianLoRA(network, config)
     if list(model.sites.names) != description["adapters"]:
@@ -100,9 +119,9 @@ def load_posterior(base_network: nn.Module, folder: str | Path) -> tuple[Bayesia
         )
     guide = MonteCLoRAGuide(model)
     try:
-        guide.load_state_dict(load_file(posterior_file))
+        guide.load_state_dict(load_file(folder / POSTERIOR_FILE))
     except (RuntimeError, SafetensorError) as error:
-        raise PosteriorFileError(f"{posterior_file} does not fit the adapters: {error}") from error
+        raise PosteriorFileError(f"{folder / POSTERIOR_FILE} does not fit the adapters: {error}") from error
     return model.eval(), guide
 
 
@@ -139,7 +158,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise PosteriorFileError(f"{path} is missing: {folder} is not a folder that save_posterior wrote.") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise PosteriorFileError(f"{path} is not JSON: {error}. The file is damaged; save the run again.") from error
-    keys = {"schema_version", "config", "adapters", "posterior_sha256", "base_fingerprint"}
+    keys = {"schema_version", "config", "adapters", "sha256", "base_fingerprint"}
     if not isinstance(description, dict) or not keys <= set(description):
         raise PosteriorFileError(f"{path} lacks some of {sorted(keys)}. The file is damaged; save the run again.")
     if description["schema_version"] != SCHEMA_VERSION:

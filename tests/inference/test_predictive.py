@@ -100,7 +100,7 @@ def test_the_seed_decides(pair: Pair, batch: Batch) -> None:
 def test_the_callers_generator_and_modes_are_left_alone(pair: Pair, batch: Batch) -> None:
     model, guide = pair
     model.train()
-    model.network.base_model.model.bert.encoder.eval()
+    model.network.get_submodule("base_model.model.bert.encoder").eval()
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     predict(model, guide, [batch], num_samples=2)
