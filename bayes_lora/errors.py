@@ -33,6 +33,10 @@ class UnsupportedELBOError(BayesLoRAError, TypeError):
     """A Pyro ELBO or handler under which model and guide would compute something else than the objective."""
 
 
+class CheckpointingError(BayesLoRAError, RuntimeError):
+    """Gradient checkpointing of a kind under which the gradient of the noise would be lost."""
+
+
 class NonFiniteLossError(BayesLoRAError, ArithmeticError):
     """A loss term became NaN or infinite during training."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from bayes_lora.errors import AdapterError
+from bayes_lora.errors import AdapterError, CheckpointingError
 
 
 @dataclass
@@ -16,10 +16,12 @@ class Switch:
 
     Attributes:
         on: whether a forward pass sees the noise.
+        with_grad: whether that pass is to be differentiated.
         num_rows: rows that the batch has when draws are stacked along it, else None.
     """
 
     on: bool = False
+    with_grad: bool = False
     num_rows: int | None = None
 
 
@@ -46,6 +48,12 @@ class PerturbedLinear(nn.Linear):
             if torch.is_grad_enabled():
                 self.perturbation = None  # gradient checkpointing must recompute this pass without it, too
             return super().forward(x)
+        if self.switch.on and self.switch.with_grad and not torch.is_grad_enabled():
+            raise CheckpointingError(
+                f"{self.name}: it runs without gradients inside a pass that is to be differentiated, as reentrant "
+                "gradient checkpointing does; the noise would get no gradient. Use gradient_checkpointing_enable("
+                "gradient_checkpointing_kwargs={'use_reentrant': False})."
+            )
         weight = self.weight + noise.to(self.weight)
         if noise.dim() == 2:
             return linear(x, weight, self.bias)

@@ -35,7 +35,7 @@ from bayes_lora.inference import FitOptions, FitResult, Prediction, evaluate, sa
 
 # Without noise and KL, the same training is plain LoRA.
 _PLAIN = MonteCLoRAConfig(sample_scale=0.0, kl_weight=0.0, cooperative_weight=0.0)
-_POSTERIOR = MonteCLoRAConfig(sample_scale=0.05)
+_POSTERIOR = MonteCLoRAConfig(sample_scale=0.02)
 
 
 def run_demo(

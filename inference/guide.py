@@ -66,7 +66,7 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Latents:
         """Sample the posterior; the batch is accepted, as Pyro passes it, and not looked at."""
-        _refuse_unsupported_elbo()
+        _refuse_unsupported_elbo(self.model)
         sites = self.model.sites
         return sites.sample(self.concentration, {rank: self.scale(rank) for rank in sites.ranks}, self._columns)
 
@@ -89,7 +89,7 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
         return ColumnNormal(scale[..., None, None] * factor, group.in_features, sites.means(group), validate_args=False)
 
 
-def _refuse_unsupported_elbo() -> None:
+def _refuse_unsupported_elbo(model: BayesianLoRA) -> None:
     """Raise if the ELBO that is calling is not one under which the objective is what it says.
 
     Pyro tells a guide nothing about its caller, so this looks up the call stack for the ELBO's entry point.
@@ -99,12 +99,12 @@ def _refuse_unsupported_elbo() -> None:
         if frame.f_code.co_name in ("differentiable_loss", "loss_and_grads", "loss", "loss_and_surrogate_loss"):
             elbo = frame.f_locals.get("self")
             if isinstance(elbo, ELBO):
-                _check_elbo(elbo)
+                _check_elbo(elbo, model)
                 return
         frame = frame.f_back  # type: ignore[assignment]
 
 
-def _check_elbo(elbo: ELBO) -> None:
+def _check_elbo(elbo: ELBO, model: BayesianLoRA) -> None:
     name = type(elbo).__name__
     # Trace_ELBO has subclasses that enumerate, weigh or compile: those compute something else.
     if type(elbo).__module__.startswith("pyro.") and type(elbo) not in (Trace_ELBO, TraceMeanField_ELBO):
@@ -116,4 +116,9 @@ def _check_elbo(elbo: ELBO) -> None:
         raise UnsupportedELBOError(
             f"{name}(vectorize_particles=True) is not supported: the network runs once per particle. "
             f"Use {name}(num_particles={elbo.num_particles})."
+        )
+    if elbo.num_particles > 1 and model.recomputes():
+        raise UnsupportedELBOError(
+            f"{name}(num_particles={elbo.num_particles}) together with gradient checkpointing is not supported: all "
+            "particles would be computed again with the last one's noise. Use num_particles=1, or num_outer_samples."
         )

@@ -58,8 +58,8 @@ def evaluate(probs: Tensor, labels: Tensor) -> dict[str, float]:
         )
     if not 0 <= labels.min() <= labels.max() < probs.shape[-1]:
         raise DataError(
-            f"labels run from {labels.min()} to {labels.max()}, but the probabilities are of {probs.shape[-1]} classes, "
-            f"0 to {probs.shape[-1] - 1}. Correct the labels."
+            f"labels run from {labels.min()} to {labels.max()}, but there are {probs.shape[-1]} classes, 0 to "
+            f"{probs.shape[-1] - 1}. Correct the labels."
         )
     return {
         "accuracy": accuracy(probs, labels),

@@ -58,6 +58,7 @@ class BayesianLoRA(nn.Module):
         self.config = config
         self.sites = LatentSites(network, config)
         self._adapters_known = self._adapter_state()
+        self._checkpointable: list[Any] = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
 
     def forward(self, **batch: Any) -> Tensor:
         """Logits (example, class) under one draw, as a Pyro model."""
@@ -128,13 +129,18 @@ class BayesianLoRA(nn.Module):
         noises = [noise for group in perturbations for noise in group.unbind(-3)]
         self._set(noises)
         switch = self.sites.switch
-        switch.on, switch.num_rows = True, num_rows
+        switch.on, switch.with_grad, switch.num_rows = True, torch.is_grad_enabled(), num_rows
         try:
             yield
         finally:
             switch.on, switch.num_rows = False, None
             if not torch.is_grad_enabled():
                 self._set(before)
+
+    def recomputes(self) -> bool:
+        """Whether gradient checkpointing would run parts of a forward pass started now again in its backward pass."""
+        active = any(module.training and module.gradient_checkpointing for module in self._checkpointable)
+        return active and torch.is_grad_enabled()
 
     def network_logits(self, batch: Mapping[str, Any]) -> Tensor:
         """Run the network and return its logits.

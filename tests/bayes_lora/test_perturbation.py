@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from bayes_lora.errors import AdapterError
+from bayes_lora.errors import AdapterError, CheckpointingError, UnsupportedELBOError
 from bayes_lora.inference import ItemizedELBO, MonteCLoRAGuide
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.perturbation import PerturbedLinear, Switch
@@ -88,10 +89,10 @@ def test_rows_that_cannot_be_told_apart_are_refused() -> None:
         perturbed(torch.zeros(DRAWS * ROWS * TOKENS, WIDTH, dtype=torch.double))
 
 
-def training_pair(checkpointing: bool) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
+def training_pair(checkpointing: bool, use_reentrant: bool = False) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
     network = build_network()
     if checkpointing:
-        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
     model, guide = build_pair(network, sample_scale=0.4, kl_weight=0.1)
     model.train()
     assert any(getattr(module, "gradient_checkpointing", False) for module in network.modules()) == checkpointing
@@ -187,3 +188,20 @@ def test_training_the_plain_network_afterwards_sees_no_noise(batch: Batch) -> No
     for name, parameter in expected.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(trained[name].grad, parameter.grad)
+
+
+def test_reentrant_checkpointing_is_refused(batch: Batch) -> None:
+    model, guide = training_pair(checkpointing=True, use_reentrant=True)
+    with pytest.raises(CheckpointingError, match=r"reentrant gradient checkpointing.*\{'use_reentrant': False\}"):
+        ItemizedELBO()(model, guide)(**batch)
+    # Where nothing is recomputed there is nothing to refuse.
+    model.eval()
+    ItemizedELBO()(model, guide)(**batch).backward()
+
+
+@pytest.mark.parametrize("elbo", [ItemizedELBO, TraceMeanField_ELBO, Trace_ELBO])
+def test_particles_together_with_checkpointing_are_refused(batch: Batch, elbo: Any) -> None:
+    model, guide = training_pair(checkpointing=True)
+    with pytest.raises(UnsupportedELBOError, match=r"ELBO\(num_particles=2\) together with gradient checkpointing"):
+        elbo(num_particles=2)(model, guide)(**batch)
+    elbo(num_particles=2).loss(model.eval(), guide, **batch)

@@ -1,0 +1,28 @@
+"""The README's Python runs as it stands."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pyro
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_examples_run_one_after_the_other() -> None:
+    assert len(BLOCKS) == 3
+    names: dict[str, Any] = {}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["prediction"].probs.shape == (32, 32, 2)
+    assert not list(pyro.get_param_store().keys())
+
+
+def test_local_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "theory.md"):
+        text = page.read_text(encoding="utf-8")
+        named = [*re.findall(r"\]\((?!http)([^)#]+)\)", text), *re.findall(r"`(tests/[\w/.]+|docs/[\w/.]+)`", text)]
+        for link in named:
+            start = page.parent if not link.startswith(("tests/", "docs/")) else ROOT
+            assert (start / link).exists(), f"{page.name}: {link}"
