@@ -1,9 +1,9 @@
 """The options of the posterior over LoRA-A."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bayes_lora.checks import require_choice, require_count, require_non_negative, require_positive
 from bayes_lora.errors import ConfigurationError
 
 DegreesOfFreedom = Literal["rank", "in_features"] | float
@@ -63,35 +63,35 @@ class MonteCLoRAConfig:
     temperature: float | None = None
 
     def __post_init__(self) -> None:
-        _choice("mixture", self.mixture, ("dense", "sparse"))
-        _choice("sampler", self.sampler, ("collapsed", "explicit"))
-        _choice("objective", self.objective, ("paper", "elbo"))
-        _count("num_components", self.num_components)
-        _count("num_outer_samples", self.num_outer_samples)
-        _positive("prior_concentration", self.prior_concentration)
+        require_choice("mixture", self.mixture, ("dense", "sparse"))
+        require_choice("sampler", self.sampler, ("collapsed", "explicit"))
+        require_choice("objective", self.objective, ("paper", "elbo"))
+        require_count("num_components", self.num_components)
+        require_count("num_outer_samples", self.num_outer_samples)
+        require_positive("prior_concentration", self.prior_concentration)
         if self.init_concentration != "random":
-            _positive("init_concentration", self.init_concentration, hint="a number > 0, or 'random'")
+            require_positive("init_concentration", self.init_concentration, hint="a number > 0, or 'random'")
         self._resolve_objective_options()
         if self.degrees_of_freedom is None:
             object.__setattr__(self, "degrees_of_freedom", "rank" if self.objective == "paper" else "in_features")
         elif isinstance(self.degrees_of_freedom, str):
-            _choice("degrees_of_freedom", self.degrees_of_freedom, ("rank", "in_features"))
+            require_choice("degrees_of_freedom", self.degrees_of_freedom, ("rank", "in_features"))
         else:
-            _positive("degrees_of_freedom", self.degrees_of_freedom)
+            require_positive("degrees_of_freedom", self.degrees_of_freedom)
         if self.objective == "paper":
-            _non_negative("sample_scale", self.sample_scale)
-            _non_negative("kl_weight", self.kl_weight)
-            _non_negative("cooperative_weight", self.cooperative_weight)
+            require_non_negative("sample_scale", self.sample_scale)
+            require_non_negative("kl_weight", self.kl_weight)
+            require_non_negative("cooperative_weight", self.cooperative_weight)
         else:
-            _positive("sample_scale", self.sample_scale, hint="its KL is infinite at 0")
-            _positive("prior_scale", self.prior_scale)
-            _positive("temperature", self.temperature)
+            require_positive("sample_scale", self.sample_scale, hint="its KL is infinite at 0")
+            require_positive("prior_scale", self.prior_scale)
+            require_positive("temperature", self.temperature)
             if self.num_train_examples is None:
                 raise ConfigurationError(
                     "objective='elbo' weighs its KL by 1 / num_train_examples: give the number of training rows, "
                     "for example num_train_examples=len(train_dataset)."
                 )
-            _count("num_train_examples", self.num_train_examples)
+            require_count("num_train_examples", self.num_train_examples)
             if self.sampler == "explicit" or self.num_outer_samples != 1:
                 raise ConfigurationError(
                     "objective='elbo' has one site for A itself, so it exists with sampler='collapsed' and "
@@ -132,27 +132,3 @@ class MonteCLoRAConfig:
     def wishart_scale(self, degrees_of_freedom: float) -> float:
         """c of the prior Wishart(nu, c I): 1 in the paper's objective, 1 / nu in the ELBO, where E[Sigma] = I."""
         return 1.0 if self.objective == "paper" else 1.0 / degrees_of_freedom
-
-
-def _choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigurationError(f"{name}={value!r} is none of {', '.join(map(repr, allowed))}.")
-
-
-def _count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name}={value!r} must be an integer >= 1.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _positive(name: str, value: Any, hint: str = "a number > 0") -> None:
-    if not _is_number(value) or value <= 0:
-        raise ConfigurationError(f"{name}={value!r} must be positive and finite ({hint}).")
-
-
-def _non_negative(name: str, value: Any) -> None:
-    if not _is_number(value) or value < 0:
-        raise ConfigurationError(f"{name}={value!r} must be a finite number >= 0.")

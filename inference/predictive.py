@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from bayes_lora.errors import ConfigurationError, DataError
+from bayes_lora.checks import require_count
+from bayes_lora.errors import DataError
 from bayes_lora.inference.randomness import seeded, stream
 from bayes_lora.models import BayesianLoRA
 
@@ -90,9 +92,9 @@ def predict(
         >>> prediction = predict(model, guide, loader, num_samples=32, seed=0)  # doctest: +SKIP
         >>> prediction.mean_probs.argmax(-1)  # doctest: +SKIP
     """
-    for name, value in (("num_samples", num_samples), ("draws_per_pass", draws_per_pass)):
-        if value is not None and value < 1:
-            raise ConfigurationError(f"{name}={value!r} must be an integer >= 1.")
+    require_count("num_samples", num_samples)
+    if draws_per_pass is not None:
+        require_count("draws_per_pass", draws_per_pass)
     device = model.sites.example.device
     logits, labels, num_batches = [], [], 0
     with torch.no_grad(), _evaluation_mode(model), poutine.block():
@@ -142,8 +144,10 @@ def _draw_logits(
 
 def _draw_perturbation(model: BayesianLoRA, guide: Callable[..., Any], seed: int) -> list[Tensor]:
     with seeded(seed, model.sites.example.device):
-        trace = poutine.trace(guide).get_trace()
-        return model.perturbations(poutine.replay(model.sample_latents, trace=trace)())
+        drawn = prune_subsample_sites(poutine.trace(guide).get_trace())
+        # Conditioning, not replay: a guide that was itself conditioned has observed sites, which replay refuses.
+        values = {name: drawn.nodes[name]["value"] for name in (*drawn.stochastic_nodes, *drawn.observation_nodes)}
+        return model.perturbations(poutine.condition(model.sample_latents, data=values)())
 
 
 def _num_examples(inputs: Mapping[str, Any]) -> int:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import default_data_collator, get_linear_schedule_with_warmup
 
-from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
+from bayes_lora.checks import require_count, require_fraction, require_non_negative, require_positive
+from bayes_lora.errors import DataError, NonFiniteLossError
 from bayes_lora.inference.objective import ItemizedELBO
 from bayes_lora.inference.randomness import seeded
 from bayes_lora.models import BayesianLoRA
@@ -48,15 +49,11 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)!r} must be an integer >= 1.")
+            require_count(name, getattr(self, name))
         for name in ("learning_rate", "posterior_learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigurationError(f"{name}={getattr(self, name)!r} must be a positive, finite number.")
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ConfigurationError(f"warmup_ratio={self.warmup_ratio!r} must lie between 0 and 1.")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ConfigurationError(f"weight_decay={self.weight_decay!r} must be a finite number >= 0.")
+            require_positive(name, getattr(self, name))
+        require_fraction("warmup_ratio", self.warmup_ratio)
+        require_non_negative("weight_decay", self.weight_decay)
 
 
 @dataclass

@@ -12,7 +12,9 @@ from rich.console import Console
 from bayes_lora.errors import RunExistsError
 from bayes_lora.experiments.demo import run_demo
 from bayes_lora.experiments.runs import load_run, own_rows
+from bayes_lora.inference import evaluate
 
+METRICS = ("accuracy", "nll", "ece", "brier")
 PICTURES = {"truth.png", "reliability.png", "entropy.png", "loss_terms.png", "mixture_weights.png"}
 
 
@@ -80,7 +82,8 @@ def test_the_demo_is_a_run(demo: Path) -> None:
     assert len(rows) == 32
     prediction = run.predict(rows, with_labels=True)
     metrics = json.loads((demo / "metrics.json").read_text(encoding="utf-8"))["posterior predictive"]
-    assert (prediction.mean_probs.argmax(-1) == prediction.labels).double().mean().item() == metrics["accuracy"]
+    assert prediction.labels is not None
+    assert evaluate(prediction.mean_probs, prediction.labels) == {name: metrics[name] for name in METRICS}
 
 
 def test_a_demo_is_not_overwritten(demo: Path) -> None:

@@ -237,3 +237,15 @@ def test_entropies_at_the_extremes() -> None:
     agreeing = Prediction(random_prediction(1).logits.expand(5, -1, -1).float())
     assert (agreeing.mutual_information >= 0).all()
     assert agreeing.mutual_information.max() < 1e-6
+
+
+def test_a_conditioned_guide_keeps_what_it_was_conditioned_on(batch: Batch) -> None:
+    model, guide = build_pair(sample_scale=0.4)
+    fixed = poutine.trace(guide).get_trace().nodes["S_r4_n16"]["value"].detach()
+    weights = torch.full((len(model.sites.adapters), 4), 0.25, dtype=torch.double)
+    conditioned = poutine.condition(guide, data={"S_r4_n16": fixed, "pi": weights})
+    prediction = predict(model, conditioned, [batch], num_samples=3)
+    assert torch.equal(prediction.logits[0], prediction.logits[1])
+    with torch.no_grad(), model.perturbed([0.4 * 0.5 * fixed.mT]):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        torch.testing.assert_close(prediction.logits[2], model.network_logits(inputs))

@@ -1,0 +1,40 @@
+"""Checks of options: each returns nothing, or raises an error that names the option, its value and what it may be."""
+
+import math
+from typing import Any
+
+from bayes_lora.errors import ConfigurationError
+
+
+def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """One of a few words."""
+    if value not in allowed:
+        raise ConfigurationError(f"{name}={value!r} is none of {', '.join(map(repr, allowed))}.")
+
+
+def require_count(name: str, value: object) -> None:
+    """An integer >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{name}={value!r} must be an integer >= 1.")
+
+
+def require_positive(name: str, value: Any, hint: str = "a number > 0") -> None:
+    """A finite number > 0."""
+    if not _is_number(value) or value <= 0:
+        raise ConfigurationError(f"{name}={value!r} must be positive and finite ({hint}).")
+
+
+def require_non_negative(name: str, value: Any) -> None:
+    """A finite number >= 0."""
+    if not _is_number(value) or value < 0:
+        raise ConfigurationError(f"{name}={value!r} must be a finite number >= 0.")
+
+
+def require_fraction(name: str, value: Any) -> None:
+    """A number between 0 and 1, both included."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ConfigurationError(f"{name}={value!r} must lie between 0 and 1.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
