@@ -5,6 +5,7 @@ from bayes_lora.inference.metrics import evaluate
 from bayes_lora.inference.objective import ItemizedELBO
 from bayes_lora.inference.predictive import Prediction, predict
 from bayes_lora.inference.storage import load_posterior, save_posterior
+from bayes_lora.inference.trainer import SVITrainer
 from bayes_lora.inference.training import FitOptions, FitResult, fit
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "ItemizedELBO",
     "MonteCLoRAGuide",
     "Prediction",
+    "SVITrainer",
     "evaluate",
     "fit",
     "load_posterior",

@@ -1,5 +1,6 @@
 """Seeded randomness that leaves the caller's generators as they were."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,11 +10,19 @@ import torch
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Run with the global generators of the CPU and of `device` seeded; give them back as they were."""
+    """Run with torch's global generators seeded, of the CPU and of `device`; give back all that were there before.
+
+    Python's and numpy's are given back too, since the Trainer seeds them.
+    """
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
 
 
 def stream(seed: int, index: int) -> int:

@@ -1,21 +1,30 @@
 """Fitting model and guide by stochastic variational inference."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from transformers import default_data_collator, get_linear_schedule_with_warmup
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import (
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
 
 from bayes_lora.checks import require_count, require_fraction, require_non_negative, require_positive
-from bayes_lora.errors import DataError, NonFiniteLossError
-from bayes_lora.inference.objective import ItemizedELBO
+from bayes_lora.errors import DataError
+from bayes_lora.inference.objective import TERMS
 from bayes_lora.inference.randomness import seeded
+from bayes_lora.inference.trainer import SVITrainer
 from bayes_lora.models import BayesianLoRA
 
 Collate = Callable[[list[Any]], dict[str, Any]]
@@ -30,7 +39,7 @@ class FitOptions:
         batch_size: examples a step.
         learning_rate: of LoRA-A's mean, LoRA-B and the task head, at its peak.
         posterior_learning_rate: of log alpha and log v, at its peak.
-        weight_decay: on the network's parameters; never on alpha and v.
+        weight_decay: on the network's matrices; never on biases, alpha and v.
         warmup_ratio: part of the steps over which the learning rates rise; they then fall linearly to zero.
         max_grad_norm: gradients are clipped to this norm over all parameters together.
         seed: of the order of examples, dropout and the posterior draws.
@@ -81,6 +90,7 @@ def fit(
 ) -> FitResult:
     """Minimize the objective over model and guide: AdamW, linear warm-up and decay, gradient clipping.
 
+    `SVITrainer` with the settings most fits need, no files written, and the caller's generators left as they were.
     Everything in the network that requires a gradient is trained, and everything in the guide.
 
     Args:
@@ -101,49 +111,39 @@ def fit(
     options = options or FitOptions()
     _check_dataset(train_dataset)
     device = model.sites.example.device
-    loader: DataLoader[Any] = DataLoader(
-        train_dataset,  # type: ignore[arg-type]
-        batch_size=options.batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(options.seed),
-        collate_fn=collate,
-    )
-    num_steps = options.epochs * len(loader)
-    optimizer = _optimizer(model, guide, options)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(options.warmup_ratio * num_steps), num_steps)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    elbo = ItemizedELBO()
-    loss_of = elbo(model, guide)
-    ledger = _Ledger()
-    result = FitResult()
+    num_steps = options.epochs * math.ceil(len(train_dataset) / options.batch_size)  # type: ignore[arg-type]
     started = time.perf_counter()
-    model.train()
-    with seeded(options.seed, device), _progress(console) as progress:
-        task = progress.add_task("fit", total=num_steps, terms="")
-        step = 0
-        for epoch in range(options.epochs):
-            for batch in loader:
-                step += 1
-                loss = loss_of(**{name: value.to(device) for name, value in batch.items()})
-                loss.backward()
-                ledger.add(step, elbo.terms)
-                nn.utils.clip_grad_norm_(parameters, options.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                if step % options.log_every == 0 or step == num_steps:
-                    entry = {
-                        "step": step,
-                        "epoch": epoch + 1,
-                        "learning_rate": schedule.get_last_lr()[0],
-                        **ledger.close(),
-                    }
-                    result.history.append(entry)
-                    progress.update(task, terms=_describe(entry))
-                schedule.step()
-                progress.advance(task)
+    with seeded(options.seed, device), TemporaryDirectory() as scratch, _progress(console) as progress:
+        arguments = TrainingArguments(
+            scratch,
+            num_train_epochs=options.epochs,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            warmup_steps=round(options.warmup_ratio * num_steps),
+            max_grad_norm=options.max_grad_norm,
+            seed=options.seed,
+            logging_steps=options.log_every,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=device.type != "cpu",
+        )
+        trainer = SVITrainer(
+            model,
+            guide,
+            arguments,
+            posterior_learning_rate=options.posterior_learning_rate,
+            train_dataset=train_dataset,
+            data_collator=collate,
+            callbacks=[_Display(progress, num_steps)],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     model.eval()
-    result.seconds = time.perf_counter() - started
-    return result
+    history = [_entry(logs) for logs in trainer.state.log_history if "loss" in logs]
+    return FitResult(history, time.perf_counter() - started)
 
 
 def _check_dataset(dataset: Any) -> None:
@@ -154,44 +154,25 @@ def _check_dataset(dataset: Any) -> None:
         raise DataError(f"the training examples have no labels, only {sorted(example)}. Add a 'labels' column.")
 
 
-def _optimizer(model: BayesianLoRA, guide: nn.Module, options: FitOptions) -> torch.optim.AdamW:
-    network = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    posterior = [parameter for parameter in guide.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": network, "lr": options.learning_rate, "weight_decay": options.weight_decay},
-        {"params": posterior, "lr": options.posterior_learning_rate, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]])
+class _Display(TrainerCallback):
+    """Moves the progress bar, and has the last step logged, whatever its number."""
+
+    def __init__(self, progress: Progress, num_steps: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("fit", total=num_steps, terms="")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._progress.advance(self._task)
+        control.should_log = control.should_log or state.global_step == state.max_steps
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self._progress.update(self._task, terms=_describe(logs))
 
 
-class _Ledger:
-    """Mean of each loss term since the last entry, kept on the device: reading a number every step would stall it."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._bad_step: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, step: int, terms: dict[str, Tensor]) -> None:
-        self._count += 1
-        for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-            before = self._bad_step.setdefault(name, torch.zeros((), dtype=torch.long, device=value.device))
-            self._bad_step[name] = torch.where((before == 0) & ~torch.isfinite(value), step, before)
-
-    def close(self) -> dict[str, float]:
-        """The means, with their sum as `loss`; starts a new entry."""
-        bad = {name: int(first) for name, first in self._bad_step.items() if first > 0}
-        if bad:
-            step = min(bad.values())
-            names = ", ".join(name for name, first in bad.items() if first == step)
-            raise NonFiniteLossError(
-                f"the loss became NaN or infinite at step {step}, in the term(s) {names}. Lower the learning rate "
-                "(learning_rate for nll, posterior_learning_rate for the KLs), or look for NaN in the inputs."
-            )
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return {"loss": sum(means.values()), **means}
+def _entry(logs: dict[str, float]) -> dict[str, float]:
+    first = ("step", "epoch", "learning_rate", "loss")
+    return {name: logs[name] for name in (*first, *TERMS.values()) if name in logs}
 
 
 def _progress(console: Console | None) -> Progress:

@@ -1,0 +1,180 @@
+"""Training under the transformers Trainer: its loss is the ELBO of model and guide."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from bayes_lora.checks import require_count, require_positive
+from bayes_lora.inference.ledger import Ledger
+from bayes_lora.inference.metrics import evaluate
+from bayes_lora.inference.objective import ItemizedELBO
+from bayes_lora.inference.predictive import predict
+from bayes_lora.models import BayesianLoRA
+
+
+class SVIModule(nn.Module):
+    """Model and guide as one module, so that DDP, checkpoints and optimizers see the parameters of both.
+
+    Called with a batch it returns ``{"loss": the objective, "logits": (example, class)}``; the logits are those of
+    the draw that the loss was computed with. The terms of the last loss are in `elbo.terms`.
+    """
+
+    # Else the Trainer takes the loss as summed over the batches of a step, and does not divide it by their number.
+    accepts_loss_kwargs = False
+    _keys_to_ignore_on_save = None
+
+    def __init__(self, model: BayesianLoRA, guide: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.guide = guide
+        self.elbo = ItemizedELBO()
+
+    @property
+    def config(self) -> Any:
+        """The base model's configuration, which the Trainer and its reports look at."""
+        return getattr(self.model.network, "config", None)
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        return {"loss": self.elbo.differentiable_loss(self.model, self.guide, **batch)}
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Passed on to the network."""
+        self.model.network.activation_checkpointing_enable(**options)  # type: ignore[operator]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """What is trained: the frozen base stays where it came from."""
+        state = super().state_dict(*args, **kwargs)
+        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        prefix = kwargs.get("prefix", "")
+        return type(state)((name, value) for name, value in state.items() if name.removeprefix(prefix) not in frozen)
+
+
+class SVITrainer(Trainer):
+    """`transformers.Trainer` whose loss is the Pyro ELBO of model and guide.
+
+    Everything else is the Trainer's: schedulers, callbacks, accumulation, clipping, checkpoints, reports. It logs the
+    loss terms beside the loss, each the mean over the steps since the last log, and evaluates the posterior
+    predictive (accuracy, nll, ece, brier) and the point estimate (the same with `point_` before).
+
+    Args:
+        model: the Pyro model.
+        guide: its guide.
+        args: TrainingArguments; `learning_rate` is that of the network's parameters.
+        posterior_learning_rate: peak learning rate of the guide's parameters, which have no weight decay.
+        num_samples: posterior draws of an evaluation, seeded with `args.seed`.
+        kwargs: the Trainer's own: data_collator, train_dataset, eval_dataset, callbacks and so on.
+
+    Raises:
+        NonFiniteLossError: when a log finds that a term of the loss has become NaN or infinite.
+
+    Example:
+        >>> trainer = SVITrainer(model, guide, TrainingArguments("out"), train_dataset=data)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: BayesianLoRA,
+        guide: nn.Module,
+        args: TrainingArguments | None = None,
+        *,
+        posterior_learning_rate: float = 1e-2,
+        num_samples: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        require_positive("posterior_learning_rate", posterior_learning_rate)
+        require_count("num_samples", num_samples)
+        self.posterior_learning_rate = posterior_learning_rate
+        self.num_samples = num_samples
+        self.svi = SVIModule(model, guide)
+        self._ledger = Ledger()
+        kwargs.setdefault("compute_metrics", predictive_metrics)
+        super().__init__(self.svi, args, **kwargs)
+        # Both are read from the forward signature of the module it was given, which takes any batch.
+        if self.args.label_names is None:
+            self.label_names = ["labels"]
+        accepted = inspect.signature(_base(model).forward).parameters
+        self._signature_columns: Any = [*accepted, "label", "label_ids", "labels"]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, with the guide's parameters in a group of their own."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        posterior = [parameter for parameter in self.svi.guide.parameters() if parameter.requires_grad]
+        known = {id(parameter) for parameter in posterior}
+        for group in optimizer.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
+        if posterior:
+            optimizer.add_param_group({"params": posterior, "lr": self.posterior_learning_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The objective on one batch; its terms go into the next log."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            self._ledger.add(self.state.global_step + 1, self.svi.elbo.terms)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the loss terms where the loss is logged."""
+        if "loss" in logs:
+            terms = self._ledger.close()
+            terms.pop("loss")
+            logs = {**logs, **terms}
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with the global generators as they were afterwards.
+
+        A data loader draws its seed from them, so that a run which evaluates would differ from one resumed after it.
+        """
+        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Checkpoints hold what is trained; the frozen base is missing there by design.
+        trained = {name for name, parameter in self.svi.named_parameters() if parameter.requires_grad}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
+        super()._issue_warnings_after_load(load_result)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """(NLL of the posterior predictive, (its log probabilities, the point estimate's), labels) of one batch."""
+        inputs = self._prepare_inputs(inputs)
+        pair = self.svi.model, self.svi.guide
+        seed = self.args.seed
+        predictive = predict(*pair, [inputs], num_samples=self.num_samples, seed=seed).mean_probs.log()
+        point = predict(*pair, [inputs], at_mean=True).mean_probs.log()
+        labels = inputs.get("labels")
+        loss = None
+        if labels is not None:
+            labels = labels.reshape(-1)
+            loss = nn.functional.nll_loss(predictive, labels.cpu()).to(labels.device)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, (predictive.to(self.args.device), point.to(self.args.device)), labels
+
+
+def predictive_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Metrics of what `SVITrainer.prediction_step` returns: of the predictive, and with `point_` of the mean."""
+    predictive, point = (torch.from_numpy(np.asarray(values)).exp() for values in prediction.predictions)
+    labels = torch.from_numpy(np.asarray(prediction.label_ids))
+    return {
+        **evaluate(predictive, labels),
+        **{f"point_{name}": value for name, value in evaluate(point, labels).items()},
+    }
+
+
+def _base(model: BayesianLoRA) -> Any:
+    network: Any = model.network
+    return network.get_base_model() if hasattr(network, "get_base_model") else network
