@@ -37,6 +37,10 @@ class CheckpointingError(BayesLoRAError, RuntimeError):
     """Gradient checkpointing of a kind under which the gradient of the noise would be lost."""
 
 
+class CheckpointFileError(BayesLoRAError, ValueError):
+    """A training checkpoint is incomplete or damaged."""
+
+
 class NonFiniteLossError(BayesLoRAError, ArithmeticError):
     """A loss term became NaN or infinite during training."""
 

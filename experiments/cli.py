@@ -3,7 +3,6 @@
 import json
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.errors import BayesLoRAError, ConfigurationError, DataError, TaskError
+from bayes_lora.errors import BayesLoRAError, ConfigurationError, DataError
 from bayes_lora.experiments.demo import run_demo
 from bayes_lora.experiments.rows import Row, write_jsonl
 from bayes_lora.experiments.runs import (
@@ -23,8 +22,10 @@ from bayes_lora.experiments.runs import (
     fit_run,
     load_run,
     own_rows,
+    resume_run,
 )
-from bayes_lora.experiments.tasks import TaskRows, file_task, load_task, unlabelled_rows
+from bayes_lora.experiments.sources import RowsSource
+from bayes_lora.experiments.tasks import unlabelled_rows
 from bayes_lora.inference import FitOptions
 
 app = typer.Typer(
@@ -40,7 +41,10 @@ OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the fo
 
 @app.command("fit")
 def fit_command(
-    out: Annotated[Path, typer.Option(help="Folder of the run; must not exist.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; must not exist.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with an interrupted run in this folder; no other option counts then.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="mrpc, rte, cola, wic or boolq.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Reads <data-dir>/<task>/{train,validation}.jsonl.gz instead of the hub.")
@@ -58,6 +62,7 @@ def fit_command(
     posterior_lr: Annotated[float, typer.Option(help="Peak learning rate of log alpha and log v.")] = 1e-2,
     weight_decay: Annotated[float, typer.Option(help="Of the network's trained parameters.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints, for --resume.")] = 100,
     limit: Annotated[int | None, typer.Option(help="Use the first N training and N validation rows only.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a row is cut to; by default the task's.")] = None,
     rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
@@ -82,9 +87,25 @@ def fit_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Fit a posterior over the LoRA adapters of a transformer, evaluate it and save it."""
+    if (out is None) == (resume is None):
+        raise ConfigurationError("Give --out, the folder of a new run, or --resume, that of an interrupted one.")
+    if resume is not None:
+        _report_fit(resume, resume_run(resume, console=Console(stderr=True)), as_json=as_json)
+        return
+    assert out is not None
     if method not in METHODS:
         raise ConfigurationError(f"--method {method!r} is unknown. The methods are {', '.join(METHODS)}.")
-    rows = _limited(_task_rows(task, data_dir, train_file, eval_file, text_columns, label_column, seed), limit)
+    source = RowsSource(
+        task=task,
+        data_dir=_resolved(data_dir),
+        train_file=_resolved(train_file),
+        eval_file=_resolved(eval_file),
+        text_columns=tuple(name.strip() for name in text_columns.split(",")) if text_columns else (),
+        label_column=label_column,
+        limit=limit,
+        seed=seed,
+    )
+    rows = source.load()
     posterior = MonteCLoRAConfig(
         num_components=num_components,
         num_outer_samples=num_outer_samples,
@@ -108,8 +129,8 @@ def fit_command(
         posterior_learning_rate=posterior_lr,
         weight_decay=weight_decay,
         seed=seed,
+        save_every=save_every,
     )
-    # A local folder is remembered by its full path, so that `predict` works from anywhere.
     local = Path(base_model).expanduser()
     config = RunConfig(
         task=rows.task,
@@ -120,13 +141,17 @@ def fit_command(
         training=training,
         num_samples=num_samples,
         max_length=max_length,
+        source=source,
     )
-    metrics = fit_run(config, rows, out, overwrite=overwrite, console=Console(stderr=True))
+    _report_fit(out, fit_run(config, rows, out, overwrite=overwrite, console=Console(stderr=True)), as_json=as_json)
+
+
+def _report_fit(out: Path, metrics: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"run": str(out), **metrics}))
-    else:
-        print_metrics(metrics, f"{rows.task.name}: {metrics['num_validation']} validation rows")
-        Console().print(f"Saved in {out}. Predict with: bayes-lora predict {out} --input ROWS.jsonl", soft_wrap=True)
+        return
+    print_metrics(metrics, f"{metrics['num_train']} training rows, {metrics['num_validation']} validation rows")
+    Console().print(f"Saved in {out}. Predict with: bayes-lora predict {out} --input ROWS.jsonl", soft_wrap=True)
 
 
 @app.command("predict")
@@ -217,32 +242,9 @@ def _print_predictions(columns: tuple[str, ...], described: list[Row], most: int
     Console().print(table)
 
 
-def _task_rows(
-    task: str | None,
-    data_dir: Path | None,
-    train_file: Path | None,
-    eval_file: Path | None,
-    text_columns: str | None,
-    label_column: str,
-    seed: int,
-) -> TaskRows:
-    if (task is None) == (train_file is None):
-        raise TaskError("Give either --task (mrpc, rte, cola, wic, boolq) or --train-file, one of the two.")
-    if task is not None:
-        return load_task(task, data_dir)
-    assert train_file is not None
-    if text_columns is None:
-        raise TaskError("--train-file needs --text-columns: one column name, or two separated by a comma.")
-    columns = tuple(name.strip() for name in text_columns.split(","))
-    return file_task(train_file, eval_file, columns, label_column, seed=seed)
-
-
-def _limited(rows: TaskRows, limit: int | None) -> TaskRows:
-    if limit is None:
-        return rows
-    if limit < 1:
-        raise ConfigurationError(f"--limit {limit} must be at least 1.")
-    return replace(rows, train=rows.train[:limit], validation=rows.validation[:limit])
+def _resolved(path: Path | None) -> str | None:
+    """The full path, so that a run can be taken up and used from anywhere."""
+    return None if path is None else str(path.expanduser().resolve())
 
 
 def _degrees_of_freedom(text: str | None) -> Any:

@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import ConfigurationError, DataError, RunExistsError
 from bayes_lora.experiments.base_models import load_base_model, lora_targets
 from bayes_lora.experiments.rows import Row, read_rows, write_jsonl, write_whole
+from bayes_lora.experiments.sources import RowsSource, digest
 from bayes_lora.experiments.tasks import Task, TaskRows, encode
 from bayes_lora.inference import (
     FitOptions,
@@ -37,7 +38,8 @@ from bayes_lora.models import BayesianLoRA
 
 METHODS = ("monteclora", "monteclora_sparse")
 CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE = "config.json", "metrics.json", "predictions.jsonl"
-HISTORY_FILE, ENVIRONMENT_FILE, POSTERIOR_FOLDER = "history.jsonl", "environment.json", "posterior"
+HISTORY_FILE, ENVIRONMENT_FILE = "history.jsonl", "environment.json"
+POSTERIOR_FOLDER, CHECKPOINTS_FOLDER = "posterior", "checkpoints"
 _RECORDED = ("bayes-lora", "torch", "pyro-ppl", "transformers", "peft", "datasets", "numpy")
 
 
@@ -69,6 +71,8 @@ class RunConfig:
     training: FitOptions = field(default_factory=FitOptions)
     num_samples: int = 32
     max_length: int | None = None
+    source: RowsSource | None = None
+    rows_digest: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, from which `from_json` makes the same configuration."""
@@ -81,6 +85,7 @@ class RunConfig:
             "lora": LoRAOptions(**data["lora"]),
             "posterior": MonteCLoRAConfig(**data["posterior"]),
             "training": FitOptions(**data["training"]),
+            "source": None if data["source"] is None else _source(data["source"]),
         }
         return cls(**{**data, **parts})
 
@@ -135,11 +140,13 @@ def new_run(config: RunConfig) -> Run:
         return Run(config, model, MonteCLoRAGuide(model), tokenizer)
 
 
-def train(run: Run, rows: Sequence[Row], console: Console | None = None) -> FitResult:
-    """Fit the run on labelled rows."""
+def train(run: Run, rows: Sequence[Row], console: Console | None = None, checkpoints: Path | None = None) -> FitResult:
+    """Fit the run on labelled rows, from the newest whole checkpoint where there is one."""
     data = encode(run.config.task, list(rows), run.tokenizer, max_length=run.config.max_length)
     collate = DataCollatorWithPadding(run.tokenizer)
-    return fit(run.model, run.guide, data, run.config.training, collate=collate, console=console)
+    return fit(
+        run.model, run.guide, data, run.config.training, collate=collate, console=console, checkpoints=checkpoints
+    )
 
 
 def fit_run(config: RunConfig, rows: TaskRows, out: Path, *, overwrite: bool, console: Console) -> dict[str, Any]:
@@ -149,12 +156,38 @@ def fit_run(config: RunConfig, rows: TaskRows, out: Path, *, overwrite: bool, co
         RunExistsError: `out` exists and `overwrite` was not said.
     """
     claim_folder(out, overwrite=overwrite)
+    config = replace(config, rows_digest=digest(rows))
     write_json(out / CONFIG_FILE, config.to_json())
+    return _complete(config, rows, out, console)
+
+
+def resume_run(out: Path, *, console: Console) -> dict[str, Any]:
+    """Take up a run that was interrupted, from its newest whole checkpoint, to the end it would have had.
+
+    Raises:
+        DataError: no run there, or its rows are no longer the same.
+        RunExistsError: it is finished.
+    """
+    config = read_config(out)
+    if (out / METRICS_FILE).is_file():
+        raise RunExistsError(f"{out} is finished: there is nothing to resume. See {out / METRICS_FILE}.")
+    if config.source is None:
+        raise DataError(f"{out} does not say where its rows came from. Start it anew with --overwrite.")
+    rows = config.source.load()
+    if digest(rows) != config.rows_digest:
+        raise DataError(
+            f"the rows of {out} have changed since it was started, so it cannot be resumed. Start a new run."
+        )
+    return _complete(config, rows, out, console)
+
+
+def _complete(config: RunConfig, rows: TaskRows, out: Path, console: Console) -> dict[str, Any]:
+    """Train from wherever the run is, evaluate, save; the metrics are written last."""
     write_json(out / ENVIRONMENT_FILE, environment())
     run = new_run(config)
-    result = train(run, rows.train, console)
+    result = train(run, rows.train, console, out / CHECKPOINTS_FOLDER)
     write_jsonl(out / HISTORY_FILE, result.history)
-    save_posterior(run.model, run.guide, out / POSTERIOR_FOLDER)
+    save_posterior(run.model, run.guide, out / POSTERIOR_FOLDER, overwrite=True)
     point = run.predict(rows.validation, with_labels=True, at_mean=True, console=console)
     predictive = run.predict(rows.validation, with_labels=True, console=console)
     write_jsonl(out / PREDICTIONS_FILE, described_rows(config.task, rows.validation, predictive, point))
@@ -168,7 +201,24 @@ def fit_run(config: RunConfig, rows: TaskRows, out: Path, *, overwrite: bool, co
         "train_seconds": round(result.seconds, 3),
     }
     write_json(out / METRICS_FILE, metrics)
+    shutil.rmtree(out / CHECKPOINTS_FOLDER, ignore_errors=True)
     return metrics
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run folder.
+
+    Raises:
+        DataError: no run there.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(
+            f"{folder} is not a run: {path.name} is missing or damaged ({error}). "
+            "Give a folder that 'bayes-lora fit --out' wrote."
+        ) from error
 
 
 def load_run(folder: Path) -> Run:
@@ -178,14 +228,7 @@ def load_run(folder: Path) -> Run:
         DataError: no run there.
         PosteriorFileError: its posterior is missing or damaged.
     """
-    path = folder / CONFIG_FILE
-    try:
-        config = RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"{folder} is not a run: {path.name} is missing or damaged ({error}). "
-            "Give a folder that 'bayes-lora fit --out' wrote."
-        ) from error
+    config = read_config(folder)
     # The head is replaced by the saved one; whatever else the checkpoint lacks starts as it did in the fit.
     with seeded(config.training.seed, torch.device("cpu")):
         network, tokenizer = load_base_model(config.base_model, config.task.label_names)
@@ -219,6 +262,10 @@ def described_rows(
             entry["point_probs"] = dict(zip(task.label_names, point.mean_probs[index].tolist(), strict=True))
         described.append(entry)
     return described
+
+
+def _source(data: Mapping[str, Any]) -> RowsSource:
+    return RowsSource(**{**data, "text_columns": tuple(data["text_columns"])})
 
 
 def environment() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Training under the transformers Trainer: its loss is the ELBO of model and guide."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from bayes_lora.checks import require_count, require_positive
+from bayes_lora.inference.checkpoints import newest_whole, require_whole, seal
 from bayes_lora.inference.ledger import Ledger
 from bayes_lora.inference.metrics import evaluate
 from bayes_lora.inference.objective import ItemizedELBO
@@ -127,6 +129,24 @@ class SVITrainer(Trainer):
             terms.pop("loss")
             logs = {**logs, **terms}
         super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; with True, from the newest whole checkpoint in `args.output_dir`, or from the start if there is none.
+
+        Raises:
+            CheckpointFileError: the checkpoint named is cut short or damaged.
+        """
+        if resume_from_checkpoint is True:
+            newest = newest_whole(Path(str(self.args.output_dir)))
+            resume_from_checkpoint = None if newest is None else str(newest)
+        elif resume_from_checkpoint:
+            require_whole(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self.args.should_save:
+            seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with the global generators as they were afterwards.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_other_objectives_and_methods(rows_file: Path, tmp_path: Path, objective
     [
         (["--task", "mrcp"], TaskError, "There is no task 'mrcp'. Did you mean mrpc"),
         ([], TaskError, "Give either --task .* or --train-file"),
-        (["--task", "mrpc", "--data-dir", "nowhere"], DataError, "There is no folder nowhere/mrpc"),
+        (["--task", "mrpc", "--data-dir", "nowhere"], DataError, "There is no folder .*nowhere/mrpc"),
         (["--train-file", "ROWS"], TaskError, "--train-file needs --text-columns"),
         (["--train-file", "ROWS", "--text-columns", "a,c", "--label-column", "same"], DataError, "no column 'c'; it"),
         (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "y"], DataError, "no column 'y'"),
@@ -134,7 +135,7 @@ def test_other_objectives_and_methods(rows_file: Path, tmp_path: Path, objective
         (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--method", "map2"],
          ConfigurationError, "--method 'map2' is unknown"),
         (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--limit", "0"],
-         ConfigurationError, "--limit 0 must be at least 1"),
+         ConfigurationError, "--limit=0 must be an integer >= 1"),
         (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--degrees-of-freedom", "many"],
          ConfigurationError, "'many' is not a number"),
         (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--degrees-of-freedom", "3"],
@@ -187,3 +188,37 @@ def test_an_error_is_one_message_and_a_status(tmp_path: Path) -> None:
     assert "error: DataError:" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_an_interrupted_fit_is_resumed_to_the_same_end(rows_file: Path, tmp_path: Path) -> None:
+    options = [*QUICK, "--epochs", "4", "--save-every", "2"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(*fit_arguments(rows_file), "--out", whole, *options)
+    command = [sys.executable, "-c", "from bayes_lora.experiments.cli import main; main()"]
+    arguments = [str(argument) for argument in (*fit_arguments(rows_file), "--out", cut, *options)]
+    process = subprocess.Popen(command + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and not list(cut.glob("checkpoints/checkpoint-*/complete.json")):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert not (cut / "metrics.json").exists()
+    run("fit", "--resume", cut)
+    for name in ("predictions.jsonl", "posterior/posterior.safetensors", "posterior/adapter_model.safetensors"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert not (cut / "checkpoints").exists()
+    with pytest.raises(RunExistsError, match="is finished: there is nothing to resume"):
+        run("fit", "--resume", cut)
+
+
+def test_what_cannot_be_resumed(rows_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"Give --out, .* or --resume"):
+        run(*fit_arguments(rows_file))
+    with pytest.raises(DataError, match="is not a run"):
+        run("fit", "--resume", tmp_path)
+    copied = tmp_path / "rows.jsonl"
+    copied.write_bytes(rows_file.read_bytes())
+    run(*fit_arguments(copied), "--out", tmp_path / "run", *QUICK)
+    (tmp_path / "run" / "metrics.json").unlink()
+    write_jsonl(copied, read_rows(copied)[1:])
+    with pytest.raises(DataError, match="have changed since it was started"):
+        run("fit", "--resume", tmp_path / "run")

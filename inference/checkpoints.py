@@ -1,0 +1,69 @@
+"""Which checkpoints of a training run are whole."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from bayes_lora.errors import CheckpointFileError
+
+SEAL_FILE = "complete.json"
+
+
+def seal(checkpoint: Path) -> None:
+    """Declare a checkpoint whole: write the checksum of each of its files, last and at once.
+
+    Whatever stops the process before leaves a folder without this file, which `newest_whole` passes over.
+    """
+    digests = {
+        path.name: _sha256(path) for path in sorted(checkpoint.iterdir()) if path.is_file() and path.name != SEAL_FILE
+    }
+    partial = checkpoint / f".{SEAL_FILE}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(digests, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(checkpoint / SEAL_FILE)
+
+
+def require_whole(checkpoint: Path) -> None:
+    """Check a checkpoint against its seal.
+
+    Raises:
+        CheckpointFileError: it has none, or a file is missing or changed; names the file.
+    """
+    try:
+        digests = json.loads((checkpoint / SEAL_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointFileError(
+            f"{checkpoint} is not a whole checkpoint: its {SEAL_FILE} is missing or damaged, so it was cut short. "
+            "Resume from an earlier one, or from the run's folder, which finds the newest whole one."
+        ) from error
+    for name, digest in digests.items():
+        path = checkpoint / name
+        if not path.is_file() or _sha256(path) != digest:
+            raise CheckpointFileError(
+                f"{path} is missing or damaged: it does not have the checksum in {SEAL_FILE}. "
+                "Resume from an earlier checkpoint."
+            )
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The whole checkpoint of the most steps in a training folder, or None."""
+    numbered = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))]
+    for _, path in sorted(numbered, reverse=True):
+        try:
+            require_whole(path)
+        except CheckpointFileError:
+            continue
+        return path
+    return None
+
+
+_STEP = re.compile(r"checkpoint-(\d+)")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
