@@ -12,9 +12,6 @@ from torch import nn
 from bayes_lora.errors import AdapterError, UnsupportedAdapterError
 from bayes_lora.perturbation import PerturbedLinear, Switch
 
-# Layers whose forward pass calls the lora_A module, so that replacing the module is enough. The quantized ones are
-# known by name: their classes exist only where bitsandbytes does.
-_SUPPORTED_LAYERS = {"Linear", "Linear8bitLt", "Linear4bit"}
 _REFUSED_LAYERS = (
     ((ParamWrapper,), "it adapts a bare parameter (target_parameters)"),
     ((MultiheadAttention,), "torch's MultiheadAttention uses the merged weight, not the LoRA-A module"),
@@ -94,11 +91,12 @@ def _check_layer(name: str, layer: LoraLayer) -> None:
                 f"{name}: PEFT's {type(layer).__name__} adapter is not supported, since {reason}. "
                 "Leave it out of target_modules (and target_parameters)."
             )
-    if type(layer).__name__ not in _SUPPORTED_LAYERS and type(layer) is not LoraLinear:
+    # Others may use the weight of lora_A without calling it, and so skip the noise.
+    if type(layer) is not LoraLinear:
         raise UnsupportedAdapterError(
-            f"{name}: LoRA layers of type {type(layer).__module__}.{type(layer).__name__} are not supported; "
-            f"known to use the LoRA-A module are {', '.join(sorted(_SUPPORTED_LAYERS))}. "
-            "Leave the layer out of target_modules, or load the base model without this kind of quantization."
+            f"{name}: LoRA layers of type {type(layer).__module__}.{type(layer).__name__} are not supported; only "
+            "PEFT's lora.Linear is known to call the LoRA-A module. Leave the layer out of target_modules, or load the "
+            "base model without this kind of quantization."
         )
     check_state(name, layer)
 

@@ -36,5 +36,11 @@ def require_fraction(name: str, value: Any) -> None:
         raise ConfigurationError(f"{name}={value!r} must lie between 0 and 1.")
 
 
+def require_seed(name: str, value: Any) -> None:
+    """An integer that every generator takes: 0 <= seed < 2^32."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
+        raise ConfigurationError(f"{name}={value!r} must be an integer from 0 to 2^32 - 1.")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,5 +1,6 @@
 """The Linear that adds the current noise to LoRA-A."""
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,50 @@ class Switch:
     on: bool = False
     with_grad: bool = False
     num_rows: int | None = None
+    _pending: "weakref.ref[Pass] | None" = None
+
+    def watch(self, logits: Tensor) -> Tensor:
+        """The logits of a pass whose backward pass will compute parts of it again, and so still needs its noise."""
+        token = Pass()
+        self._pending = weakref.ref(token)
+        return _Watch.apply(logits, token)  # type: ignore[no-any-return,no-untyped-call]
+
+    def require_settled(self) -> None:
+        """Raise unless the pass watched last has been back-propagated, or its graph is gone.
+
+        Raises:
+            CheckpointingError: the noise it needs for that is about to be replaced.
+        """
+        pending = None if self._pending is None else self._pending()
+        if pending is not None and not pending.settled:
+            raise CheckpointingError(
+                "with gradient checkpointing, another forward pass with gradients starts before the backward pass of "
+                "the one before, which would then be computed again with the wrong noise. Call backward() after each "
+                "loss (num_particles=1), or evaluate under torch.no_grad()."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pending": None}
+
+
+class Pass:
+    """A forward pass that is to be back-propagated; it lives as long as its graph."""
+
+    settled = False
+
+
+class _Watch(torch.autograd.Function):
+    """The identity, whose backward pass says that it has begun."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, token: Pass) -> Tensor:
+        ctx.token = token
+        return logits.view_as(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        ctx.token.settled = True
+        return gradients[0], None
 
 
 class PerturbedLinear(nn.Linear):
@@ -45,8 +90,10 @@ class PerturbedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         noise = self.perturbation
         if noise is None or not (self.switch.on or _in_backward()):
-            if torch.is_grad_enabled():
-                self.perturbation = None  # gradient checkpointing must recompute this pass without it, too
+            if torch.is_grad_enabled() and noise is not None and not _in_backward():
+                # Gradient checkpointing must recompute this pass without noise, too.
+                self.switch.require_settled()
+                self.perturbation = None
             return super().forward(x)
         if self.switch.on and self.switch.with_grad and not torch.is_grad_enabled():
             raise CheckpointingError(

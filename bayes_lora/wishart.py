@@ -111,6 +111,14 @@ def cholesky_factor(covariance: Tensor) -> Tensor:
         return carried[0]  # type: ignore[no-any-return]
     factor, info = torch.linalg.cholesky_ex(covariance)
     if bool((info > 0).any()):
+        # With nu = rank a draw is often so close to singular that its entries, rounded, are not positive definite
+        # any more: add what rounding may have taken.
+        largest = covariance.diagonal(dim1=-2, dim2=-1).amax(-1)
+        rounding = 8 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps * largest
+        mended = covariance + torch.diag_embed(rounding.unsqueeze(-1).expand(covariance.shape[:-1]))
+        lifted, info = torch.linalg.cholesky_ex(torch.where((info > 0)[..., None, None], mended, covariance))
+        factor = lifted
+    if bool((info > 0).any()):
         raise DistributionError(
             "a covariance is not positive definite, so it has no Cholesky factor. "
             "Condition Sigma on symmetric matrices with positive eigenvalues."

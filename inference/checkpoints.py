@@ -1,12 +1,11 @@
 """Which checkpoints of a training run are whole."""
 
-import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
 from bayes_lora.errors import CheckpointFileError
+from bayes_lora.files import sha256_of, write_whole
 
 SEAL_FILE = "complete.json"
 
@@ -17,14 +16,9 @@ def seal(checkpoint: Path) -> None:
     Whatever stops the process before leaves a folder without this file, which `newest_whole` passes over.
     """
     digests = {
-        path.name: _sha256(path) for path in sorted(checkpoint.iterdir()) if path.is_file() and path.name != SEAL_FILE
+        path.name: sha256_of(path) for path in sorted(checkpoint.iterdir()) if path.is_file() and path.name != SEAL_FILE
     }
-    partial = checkpoint / f".{SEAL_FILE}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(digests, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(checkpoint / SEAL_FILE)
+    write_whole(checkpoint / SEAL_FILE, json.dumps(digests, indent=2).encode())
 
 
 def require_whole(checkpoint: Path) -> None:
@@ -42,7 +36,7 @@ def require_whole(checkpoint: Path) -> None:
         ) from error
     for name, digest in digests.items():
         path = checkpoint / name
-        if not path.is_file() or _sha256(path) != digest:
+        if not path.is_file() or sha256_of(path) != digest:
             raise CheckpointFileError(
                 f"{path} is missing or damaged: it does not have the checksum in {SEAL_FILE}. "
                 "Resume from an earlier checkpoint."
@@ -62,8 +56,3 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 _STEP = re.compile(r"checkpoint-(\d+)")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """The guide: the learned posterior over LoRA-A."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -66,7 +67,7 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Latents:
         """Sample the posterior; the batch is accepted, as Pyro passes it, and not looked at."""
-        _refuse_unsupported_elbo(self.model)
+        _refuse_unsupported_elbo()
         sites = self.model.sites
         return sites.sample(self.concentration, {rank: self.scale(rank) for rank in sites.ranks}, self._columns)
 
@@ -79,17 +80,16 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
         """v of the adapters of this rank, (adapter, rank)."""
         return getattr(self, f"scale_r{rank}")  # type: ignore[no-any-return]
 
-    def _columns(self, group: AdapterGroup, pi: Tensor, factor: Tensor) -> ColumnNormal:
+    def _columns(self, group: AdapterGroup, pi: Tensor, factors: Callable[[], Tensor]) -> ColumnNormal:
         sites, config = self.model.sites, self.model.config
         if config.objective == "paper":
-            return ColumnNormal(factor, group.in_features, validate_args=False)
-        scale = sites.sample_scale * (
-            pi.square().sum(-1).sqrt() if config.mixture == "dense" else torch.ones_like(pi[..., 0])
-        )
-        return ColumnNormal(scale[..., None, None] * factor, group.in_features, sites.means(group), validate_args=False)
+            return ColumnNormal(factors(), group.in_features, validate_args=False)
+        spread = pi.square().sum(-1).sqrt() if config.mixture == "dense" else torch.ones_like(pi[..., 0])
+        scale = sites.sample_scale * spread[..., None, None]
+        return ColumnNormal(scale * factors(), group.in_features, sites.means(group), validate_args=False)
 
 
-def _refuse_unsupported_elbo(model: BayesianLoRA) -> None:
+def _refuse_unsupported_elbo() -> None:
     """Raise if the ELBO that is calling is not one under which the objective is what it says.
 
     Pyro tells a guide nothing about its caller, so this looks up the call stack for the ELBO's entry point.
@@ -99,12 +99,12 @@ def _refuse_unsupported_elbo(model: BayesianLoRA) -> None:
         if frame.f_code.co_name in ("differentiable_loss", "loss_and_grads", "loss", "loss_and_surrogate_loss"):
             elbo = frame.f_locals.get("self")
             if isinstance(elbo, ELBO):
-                _check_elbo(elbo, model)
+                _check_elbo(elbo)
                 return
         frame = frame.f_back  # type: ignore[assignment]
 
 
-def _check_elbo(elbo: ELBO, model: BayesianLoRA) -> None:
+def _check_elbo(elbo: ELBO) -> None:
     name = type(elbo).__name__
     # Trace_ELBO has subclasses that enumerate, weigh or compile: those compute something else.
     if type(elbo).__module__.startswith("pyro.") and type(elbo) not in (Trace_ELBO, TraceMeanField_ELBO):
@@ -116,9 +116,4 @@ def _check_elbo(elbo: ELBO, model: BayesianLoRA) -> None:
         raise UnsupportedELBOError(
             f"{name}(vectorize_particles=True) is not supported: the network runs once per particle. "
             f"Use {name}(num_particles={elbo.num_particles})."
-        )
-    if elbo.num_particles > 1 and model.recomputes():
-        raise UnsupportedELBOError(
-            f"{name}(num_particles={elbo.num_particles}) together with gradient checkpointing is not supported: all "
-            "particles would be computed again with the last one's noise. Use num_particles=1, or num_outer_samples."
         )

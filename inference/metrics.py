@@ -56,6 +56,11 @@ def evaluate(probs: Tensor, labels: Tensor) -> dict[str, float]:
             f"metrics need probabilities (example, class) and as many labels; got {tuple(probs.shape)} and "
             f"{tuple(labels.shape)}. Pass prediction.mean_probs and prediction.labels of a non-empty, labelled set."
         )
+    if not torch.isfinite(probs).all():
+        raise DataError(
+            "some probabilities are NaN or infinite, so no metric means anything. Look at the fit: its loss or weights "
+            "are NaN as well."
+        )
     if not 0 <= labels.min() <= labels.max() < probs.shape[-1]:
         raise DataError(
             f"labels run from {labels.min()} to {labels.max()}, but there are {probs.shape[-1]} classes, 0 to "

@@ -12,6 +12,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from bayes_lora.errors import DataError
+
 # The first part of a site's name, and the term of the loss that the site belongs to.
 TERMS = {
     "y": "nll",
@@ -78,6 +80,11 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
 
 
 def _site_loss(model_site: dict[str, Any], guide_site: dict[str, Any] | None) -> Tensor:
+    if guide_site is None and not model_site["is_observed"]:
+        raise DataError(
+            f"site {model_site['name']!r} is neither observed nor in the guide: the batch has no labels to learn from. "
+            "Pass batches with 'labels'."
+        )
     if guide_site is None:
         return -_log_density(model_site)
     try:

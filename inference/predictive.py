@@ -1,5 +1,6 @@
 """The posterior predictive: what the network says under many draws of LoRA-A."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from bayes_lora.checks import require_count
-from bayes_lora.errors import DataError
+from bayes_lora.checks import require_count, require_seed
+from bayes_lora.errors import AdapterError, ConfigurationError, DataError
 from bayes_lora.inference.randomness import seeded, stream
 from bayes_lora.models import BayesianLoRA
 
@@ -34,13 +35,19 @@ class Prediction:
 
     @cached_property
     def probs(self) -> Tensor:
-        """(sample, example, class)."""
-        return self.logits.softmax(-1)
+        """(sample, example, class), in double precision: where draws nearly agree, the mutual information is the small
+        difference of two entropies."""
+        return self.logits.double().softmax(-1)
 
     @cached_property
     def mean_probs(self) -> Tensor:
         """The posterior predictive (example, class): the mean over draws."""
         return self.probs.mean(0)
+
+    @property
+    def log_mean_probs(self) -> Tensor:
+        """Logarithm of `mean_probs`, finite also where a probability would underflow to 0."""
+        return self.logits.double().log_softmax(-1).logsumexp(0) - math.log(len(self.logits))
 
     @cached_property
     def total_entropy(self) -> Tensor:
@@ -81,11 +88,13 @@ def predict(
         num_samples: S, draws from the posterior.
         seed: of the draws.
         at_mean: predict once with ``A = mu``, the plain PEFT model, instead; the sample dimension is then 1.
-        draws_per_pass: draws that share one forward pass; by default as many as fit a fixed number of tokens.
+        draws_per_pass: draws that share one forward pass; by default as many as fit a fixed number of tokens, or 1
+            where a trial on the first batch shows that the network mixes rows.
         on_batch: called after each batch, for progress bars.
 
     Raises:
-        ConfigurationError: num_samples or draws_per_pass below 1.
+        ConfigurationError: num_samples or draws_per_pass below 1, a seed out of range, a guide of another model.
+        AdapterError: draws_per_pass > 1 was asked for, but the network reorders rows.
         DataError: an empty loader, or labels in some batches only.
 
     Example:
@@ -93,10 +102,14 @@ def predict(
         >>> prediction.mean_probs.argmax(-1)  # doctest: +SKIP
     """
     require_count("num_samples", num_samples)
+    require_seed("seed", seed)
+    if getattr(guide, "model", model) is not model:
+        raise ConfigurationError("the guide belongs to another model. Pass the guide that was built with this one.")
     if draws_per_pass is not None:
         require_count("draws_per_pass", draws_per_pass)
     device = model.sites.example.device
     logits, labels, num_batches = [], [], 0
+    stacks: bool | None = None
     with torch.no_grad(), _evaluation_mode(model), poutine.block():
         for batch in loader:
             inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
@@ -106,7 +119,9 @@ def predict(
             if at_mean:
                 drawn = model.network_logits(inputs).unsqueeze(0)
             else:
-                chunk = draws_per_pass or _default_draws_per_pass(inputs)
+                if draws_per_pass is None and stacks is None:
+                    stacks = _keeps_rows_apart(model, inputs)
+                chunk = draws_per_pass or (_default_draws_per_pass(inputs) if stacks else 1)
                 starts = range(0, num_samples, chunk)
                 parts = [
                     _draw_logits(model, guide, inputs, seed, range(start, min(start + chunk, num_samples)))
@@ -133,13 +148,37 @@ def _draw_logits(
         with model.perturbed(noises[0]):
             return model.network_logits(inputs).unsqueeze(0)
     num_examples = _num_examples(inputs)
-    repeated = {
-        name: value.repeat(len(draws), *(1,) * (value.dim() - 1)) if _has_rows(value, num_examples) else value
-        for name, value in inputs.items()
-    }
     stacked = [torch.stack(groups) for groups in zip(*noises, strict=True)]
     with model.perturbed(stacked, num_rows=len(draws) * num_examples):
-        return model.network_logits(repeated).unflatten(0, (len(draws), num_examples))  # type: ignore[no-any-return]
+        return model.network_logits(_repeated(inputs, len(draws))).unflatten(0, (len(draws), num_examples))  # type: ignore[no-any-return]
+
+
+def _keeps_rows_apart(model: BayesianLoRA, inputs: dict[str, Any]) -> bool:
+    """Whether rows stacked by draw come out as they do alone: tried with a draw of no noise beside one of large noise.
+
+    Not every network has the rows first everywhere: some work time-first, some share a layer with something that has
+    no rows at all.
+    """
+    num_examples = _num_examples(inputs)
+    groups = model.sites.groups
+    none = [model.sites.example.new_zeros(len(group), group.rank, group.in_features) for group in groups]
+    stacked = [torch.stack([noise, torch.ones_like(noise)]) for noise in none]
+    try:
+        with model.perturbed(stacked, num_rows=2 * num_examples):
+            quiet = model.network_logits(_repeated(inputs, 2))[:num_examples]
+    except AdapterError:
+        return False
+    alone = model.network_logits(inputs)
+    return torch.allclose(quiet, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
+
+
+def _repeated(inputs: dict[str, Any], times: int) -> dict[str, Any]:
+    """The batch with all of its rows once, then again, and so on."""
+    num_examples = _num_examples(inputs)
+    return {
+        name: value.repeat(times, *(1,) * (value.dim() - 1)) if _has_rows(value, num_examples) else value
+        for name, value in inputs.items()
+    }
 
 
 def _draw_perturbation(model: BayesianLoRA, guide: Callable[..., Any], seed: int) -> list[Tensor]:
@@ -160,7 +199,7 @@ def _has_rows(value: Any, num_examples: int) -> bool:
 
 def _default_draws_per_pass(inputs: Mapping[str, Any]) -> int:
     tokens = next(value.shape[:2].numel() for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)
-    return max(1, _TOKENS_PER_PASS // tokens)
+    return max(1, _TOKENS_PER_PASS // max(1, tokens))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import nn
 
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import BayesLoRAError, PosteriorFileError, RunExistsError
+from bayes_lora.files import sha256_of
 from bayes_lora.inference.guide import MonteCLoRAGuide
 from bayes_lora.models import BayesianLoRA
 
@@ -58,7 +59,7 @@ def save_posterior(model: BayesianLoRA, guide: MonteCLoRAGuide, folder: str | Pa
             "schema_version": SCHEMA_VERSION,
             "config": asdict(model.config),
             "adapters": list(model.sites.names),
-            "sha256": {name: _sha256(temporary / name) for name in (ADAPTER_FILE, POSTERIOR_FILE)},
+            "sha256": {name: sha256_of(temporary / name) for name in (ADAPTER_FILE, POSTERIOR_FILE)},
             "base_fingerprint": base_fingerprint(model.network),
         }
         (temporary / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -66,16 +67,27 @@ def save_posterior(model: BayesianLoRA, guide: MonteCLoRAGuide, folder: str | Pa
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        # A folder cannot be renamed onto a full one; the old one leaves by one rename too, and is deleted after.
-        replaced = temporary.with_name(temporary.name + "-replaced")
-        if folder.exists():
-            folder.replace(replaced)
-        temporary.replace(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _put_in_place(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return folder
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; one that is there leaves first, and comes back if that fails."""
+    old = new.with_name(new.name + "-replaced")
+    replacing = folder.exists()
+    if replacing:
+        folder.replace(old)
+    try:
+        new.replace(folder)
+    except BaseException:
+        if replacing:
+            old.replace(folder)
+        raise
+    if replacing:
+        shutil.rmtree(old)
 
 
 def load_posterior(base_network: nn.Module, folder: str | Path) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
@@ -91,7 +103,7 @@ def load_posterior(base_network: nn.Module, folder: str | Path) -> tuple[Bayesia
         if not (folder / name).is_file():
             raise PosteriorFileError(f"{folder / name} is missing: {folder} was not written whole. Save the run again.")
     for name in (ADAPTER_FILE, POSTERIOR_FILE):
-        if _sha256(folder / name) != description["sha256"].get(name):
+        if sha256_of(folder / name) != description["sha256"].get(name):
             raise PosteriorFileError(
                 f"{folder / name} does not have the checksum in {DESCRIPTION_FILE}: it is damaged. Save the run again."
             )
@@ -109,7 +121,9 @@ def load_posterior(base_network: nn.Module, folder: str | Path) -> tuple[Bayesia
     if base_fingerprint(network) != description["base_fingerprint"]:
         raise PosteriorFileError(
             f"{folder} was saved for another base model than this {type(base_network).__name__}. "
-            f"Load the base it was trained on (base_model_name_or_path in {ADAPTER_CONFIG_FILE})."
+            f"Load the base it was trained on (base_model_name_or_path in {ADAPTER_CONFIG_FILE}). If it is, it "
+            "has modules which its checkpoint lacks and which start at random: name them in LoraConfig's "
+            "modules_to_save when training."
         )
     model = BayesianLoRA(network, config)
     if list(model.sites.names) != description["adapters"]:
@@ -128,14 +142,14 @@ def load_posterior(base_network: nn.Module, folder: str | Path) -> tuple[Bayesia
 def base_fingerprint(network: nn.Module) -> str:
     """A digest of the base weights under a PEFT model: names, shapes and a few values of each, rounded to bfloat16.
 
-    The same for float32 and bfloat16 copies of one checkpoint. The task
-    head (`modules_to_save`) is left out, since it is new at every load and travels with the adapter.
+    The same for float32 and bfloat16 copies of one checkpoint. The modules in PEFT's `modules_to_save`, such as the
+    task head, are left out: they are new at every load and travel with the adapter.
     """
     configs = getattr(network, "peft_config", {}).values()
     heads = {name for config in configs for name in config.modules_to_save or ()}
     digest = hashlib.sha256()
     for name, parameter in sorted(_base_parameters(network)):
-        if heads.isdisjoint(name.split(".")):
+        if not any(f".{head}." in f".{name}" for head in heads):
             values = parameter.detach().reshape(-1)[:16].to("cpu", torch.bfloat16).float().tolist()
             digest.update(f"{name}{tuple(parameter.shape)}{values}".encode())
     return digest.hexdigest()
@@ -167,8 +181,3 @@ def _read_description(folder: Path) -> dict[str, Any]:
             "Install a newer bayes-lora."
         )
     return description
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

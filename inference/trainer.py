@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from bayes_lora.checks import require_count, require_positive
+from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference.checkpoints import newest_whole, require_whole, seal
 from bayes_lora.inference.ledger import Ledger
 from bayes_lora.inference.metrics import evaluate
@@ -72,6 +73,7 @@ class SVITrainer(Trainer):
 
     Raises:
         NonFiniteLossError: when a log finds that a term of the loss has become NaN or infinite.
+        ConfigurationError: several GPUs in one process.
 
     Example:
         >>> trainer = SVITrainer(model, guide, TrainingArguments("out"), train_dataset=data)  # doctest: +SKIP
@@ -96,6 +98,11 @@ class SVITrainer(Trainer):
         self._ledger = Ledger()
         kwargs.setdefault("compute_metrics", predictive_metrics)
         super().__init__(self.svi, args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ConfigurationError(
+                f"{self.args.n_gpu} GPUs in one process would run copies of the network that do not see the noise. "
+                "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES to one."
+            )
         # Both are read from the forward signature of the module it was given, which takes any batch.
         if self.args.label_names is None:
             self.label_names = ["labels"]
@@ -173,8 +180,8 @@ class SVITrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         pair = self.svi.model, self.svi.guide
         seed = self.args.seed
-        predictive = predict(*pair, [inputs], num_samples=self.num_samples, seed=seed).mean_probs.log()
-        point = predict(*pair, [inputs], at_mean=True).mean_probs.log()
+        predictive = predict(*pair, [inputs], num_samples=self.num_samples, seed=seed).log_mean_probs
+        point = predict(*pair, [inputs], at_mean=True).log_mean_probs
         labels = inputs.get("labels")
         loss = None
         if labels is not None:

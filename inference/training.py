@@ -8,8 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -21,8 +23,8 @@ from transformers import (
     default_data_collator,
 )
 
-from bayes_lora.checks import require_count, require_fraction, require_non_negative, require_positive
-from bayes_lora.errors import DataError
+from bayes_lora.checks import require_count, require_fraction, require_non_negative, require_positive, require_seed
+from bayes_lora.errors import DataError, NonFiniteLossError
 from bayes_lora.inference.objective import TERMS
 from bayes_lora.inference.randomness import seeded
 from bayes_lora.inference.trainer import SVITrainer
@@ -65,6 +67,7 @@ class FitOptions:
         for name in ("learning_rate", "posterior_learning_rate", "max_grad_norm"):
             require_positive(name, getattr(self, name))
         require_fraction("warmup_ratio", self.warmup_ratio)
+        require_seed("seed", self.seed)
         require_non_negative("weight_decay", self.weight_decay)
 
 
@@ -151,6 +154,8 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=checkpoints is not None)
     model.eval()
+    model.clear_perturbation()
+    _check_finite(model, guide)
     history = [_entry(logs) for logs in trainer.state.log_history if "loss" in logs]
     return FitResult(history, time.perf_counter() - started)
 
@@ -161,6 +166,17 @@ def _check_dataset(dataset: Any) -> None:
     example = dataset[0]
     if "labels" not in example and "label" not in example:
         raise DataError(f"the training examples have no labels, only {sorted(example)}. Add a 'labels' column.")
+
+
+def _check_finite(*modules: nn.Module) -> None:
+    """The last update comes after the last loss, so its outcome is looked at apart."""
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise NonFiniteLossError(
+                    f"{name} is NaN or infinite after the last step. Lower the learning rate, or look for NaN in the "
+                    "inputs."
+                )
 
 
 class _Display(TrainerCallback):
@@ -190,18 +206,24 @@ def _entry(logs: dict[str, float]) -> dict[str, float]:
 def _progress(console: Console | None) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=12),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=8),
+        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
         TextColumn("left"),
-        TextColumn("{task.fields[terms]}"),
+        TextColumn("{task.fields[terms]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
         console=console,
         disable=console is None,
     )
 
 
-_SHORT = {"nll": "nll", "cooperative": "coop", "kl_dirichlet": "KL_D", "kl_wishart": "KL_W", "kl_normal": "KL_N"}
+_SHORT = {"nll": "nll", "cooperative": "coop", "kl_dirichlet": "KL D", "kl_wishart": "W", "kl_normal": "N"}
 
 
 def _describe(entry: dict[str, float]) -> str:
-    return " ".join(f"{short} {entry[name]:.2g}" for name, short in _SHORT.items() if name in entry)
+    """The terms in few characters: 0.43, 2e-6."""
+    shown = (
+        f"{short} {entry[name]:.2f}" if abs(entry[name]) > 0.01 else f"{short} {entry[name]:.0e}".replace("e-0", "e-")
+        for name, short in _SHORT.items()
+        if name in entry
+    )
+    return " ".join(shown)

@@ -1,7 +1,7 @@
 """The network with a posterior over its LoRA-A matrices, as a Pyro model."""
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,7 @@ class BayesianLoRA(nn.Module):
         self.config = config
         self.sites = LatentSites(network, config)
         self._adapters_known = self._adapter_state()
+        self._active = {adapter.name: list(adapter.layer.active_adapters) for adapter in self.sites.adapters}
         self._checkpointable: list[Any] = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
 
     def forward(self, **batch: Any) -> Tensor:
@@ -69,8 +70,13 @@ class BayesianLoRA(nn.Module):
         if self.config.objective == "paper" and poutine.runtime.am_i_wrapped():
             concentration_of_weights = latents.weights.square().sum(-1).mean()
             pyro.factor("cooperative", -(self.config.cooperative_weight or 0.0) * concentration_of_weights)
+        recomputes = self._recomputes()
+        if recomputes:
+            self.sites.switch.require_settled()
         with self.perturbed(self.perturbations(latents)):
             logits = self.network_logits(batch)
+        if recomputes:
+            logits = self.sites.switch.watch(logits)
         self.likelihood(logits, labels)
         return logits
 
@@ -81,9 +87,9 @@ class BayesianLoRA(nn.Module):
         concentration = like.new_full((len(sites.adapters), config.num_components), config.prior_concentration)
         std = config.prior_scale or 1.0  # of A; the noise S of objective "paper" is standard normal
 
-        def prior(group: AdapterGroup, pi: Tensor, factor: Tensor) -> ColumnNormal:
-            identity = torch.eye(group.rank, dtype=like.dtype, device=like.device)
-            return ColumnNormal((std * identity).expand_as(factor), group.in_features, validate_args=False)
+        def prior(group: AdapterGroup, pi: Tensor, factors: Callable[[], Tensor]) -> ColumnNormal:
+            factor = std * torch.eye(group.rank, dtype=like.dtype, device=like.device)
+            return ColumnNormal(factor.expand(sites.factor_shape(group)), group.in_features, validate_args=False)
 
         return sites.sample(concentration, {rank: sites.prior_wishart_scale(rank) for rank in sites.ranks}, prior)
 
@@ -137,7 +143,11 @@ class BayesianLoRA(nn.Module):
             if not torch.is_grad_enabled():
                 self._set(before)
 
-    def recomputes(self) -> bool:
+    def clear_perturbation(self) -> None:
+        """Forget the noise of the last pass, which else stays with its graph until the next one."""
+        self._set([None] * len(self.sites.adapters))
+
+    def _recomputes(self) -> bool:
         """Whether gradient checkpointing would run parts of a forward pass started now again in its backward pass."""
         active = any(module.training and module.gradient_checkpointing for module in self._checkpointable)
         return active and torch.is_grad_enabled()
@@ -185,8 +195,14 @@ class BayesianLoRA(nn.Module):
             )
         for adapter in self.sites.adapters:
             check_state(adapter.name, adapter.layer)
-            if adapter.key not in adapter.layer.active_adapters:
+            expected = self._active[adapter.name]
+            if list(adapter.layer.active_adapters) != expected:
                 raise AdapterError(
-                    f"{adapter.name}: adapter {adapter.key!r} is no longer active "
-                    f"({adapter.layer.active_adapters} is). Call net.set_adapter({adapter.key!r}) first."
+                    f"{adapter.name}: the active adapters are {adapter.layer.active_adapters}, but the posterior is of "
+                    f"{expected}. Call net.set_adapter({adapter.key!r}) first."
+                )
+            if getattr(adapter.linear, "switch", None) is not self.sites.switch:
+                raise AdapterError(
+                    f"{adapter.name}: the network no longer belongs to this BayesianLoRA model: it was unwrapped, or "
+                    "wrapped by another one since. Build BayesianLoRA and its guide again."
                 )

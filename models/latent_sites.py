@@ -4,9 +4,11 @@ Both sides open the same sites in the same order under the same scales, from her
 when they differ: `TraceMeanField_ELBO` scales an analytic KL by the guide's scale alone.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import groupby
 
 import pyro
@@ -22,9 +24,9 @@ from bayes_lora.errors import UnsupportedELBOError
 from bayes_lora.precision import posterior_dtype
 from bayes_lora.wishart import Wishart, cholesky_factor
 
-# Given a group, its mixture weights pi (..., adapter, component) and covariance factors (..., adapter, rank, rank):
-# the distribution of the group's column site.
-ColumnDistribution = Callable[[AdapterGroup, Tensor, Tensor], ColumnNormal]
+# Given a group, its mixture weights pi (..., adapter, component) and a function that gives its covariance factors
+# (..., adapter, [component,] rank, rank): the distribution of the group's column site.
+ColumnDistribution = Callable[[AdapterGroup, Tensor, Callable[[], Tensor]], ColumnNormal]
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class LatentSites:
         """(M,) where M > 1, else ()."""
         return () if self.config.num_outer_samples == 1 else (self.config.num_outer_samples,)
 
+    @property
+    def component_shape(self) -> tuple[int, ...]:
+        """(N,) where the components are drawn one by one, else ()."""
+        return (self.config.num_components,) if self.config.sampler == "explicit" else ()
+
     def df(self, rank: int) -> Tensor:
         """Degrees of freedom (adapter,) of the adapters of this rank: one tensor, shared by model and guide."""
         like = self.example
@@ -105,38 +112,48 @@ class LatentSites:
             columns: the distribution of a group's columns given its pi and covariance factors.
         """
         outer, num_adapters = self.outer_shape, len(self.adapters)
-        with self._scale(), self._plates("", outer=outer, adapter=num_adapters):
+        with self._scale(), self._plates("", outer=outer, adapter=(num_adapters,)):
             pi = pyro.sample("pi", dist.Dirichlet(concentration.expand(*outer, -1, -1), validate_args=False))
         pi = _as_shape("pi", pi, (*outer, *concentration.shape))
-        factors = pi.new_empty(0)
+        factors: dict[int, Callable[[], Tensor]] = {}
         values = []
         for group in self.groups:
-            rows = self.ranks[group.rank]
-            if group.start == rows.start:
-                factors = self._sample_factors(group.rank, wishart_scale[group.rank])
-            factor = factors[..., group.start - rows.start : group.stop - rows.start, :, :]
-            plates: dict[str, int | tuple[int, ...]] = {"outer": outer, "adapter": len(group)}
-            if self.config.sampler == "explicit":
-                plates["component"] = num_components = self.config.num_components
-                factor = factor.unsqueeze(-3).expand(*factor.shape[:-2], num_components, -1, -1)
-            fn = columns(group, pi[..., group.start : group.stop, :], factor)
-            with self._scale(draws=fn), self._plates(group.suffix, **plates, column=group.in_features):
+            if group.rank not in factors:
+                factors[group.rank] = self._sample_covariances(group.rank, wishart_scale[group.rank])
+            fn = columns(
+                group, pi[..., group.start : group.stop, :], partial(self._group_factors, group, factors[group.rank])
+            )
+            plates = {"outer": outer, "adapter": (len(group),), "component": self.component_shape}
+            with self._scale(draws=fn), self._plates(group.suffix, **plates, column=(group.in_features,)):
                 value = pyro.sample(self.column_site(group), fn)
             values.append(_as_shape(self.column_site(group), value, fn.batch_shape + fn.event_shape))
         return Latents(pi, tuple(values))
 
-    def _sample_factors(self, rank: int, scale: Tensor) -> Tensor:
-        """Cholesky factors ([outer,] adapter, rank, rank) of the covariances of all adapters of this rank."""
+    def factor_shape(self, group: AdapterGroup) -> tuple[int, ...]:
+        """([outer,] adapter, [component,] rank, rank): of the covariance factors that the group's columns have."""
+        return (*self.outer_shape, len(group), *self.component_shape, group.rank, group.rank)
+
+    def _sample_covariances(self, rank: int, scale: Tensor) -> Callable[[], Tensor]:
+        """Open the Sigma of all adapters of this rank; returns what gives their factors ([outer,] adapter, rank, rank).
+
+        Not the factors themselves: the model needs none, and a covariance set from outside has to be decomposed.
+        """
         name, outer, num_adapters = f"Sigma_r{rank}", self.outer_shape, scale.shape[0]
         fn = Wishart(self.df(rank), scale, validate_args=False)
-        with self._scale(), self._plates(f"_r{rank}", outer=outer, adapter=num_adapters):
+        with self._scale(), self._plates(f"_r{rank}", outer=outer, adapter=(num_adapters,)):
             covariance = pyro.sample(name, fn.expand((*outer, num_adapters)) if outer else fn)
-        return _as_shape(name, cholesky_factor(covariance), (*outer, num_adapters, rank, rank))
+        return cache(lambda: _as_shape(name, cholesky_factor(covariance), (*outer, num_adapters, rank, rank)))
+
+    def _group_factors(self, group: AdapterGroup, factors: Callable[[], Tensor]) -> Tensor:
+        first = self.ranks[group.rank].start
+        factor = factors()[..., group.start - first : group.stop - first, :, :]
+        return (factor.unsqueeze(-3) if self.component_shape else factor).expand(self.factor_shape(group))
 
     @contextmanager
-    def _plates(self, suffix: str, **sizes: int | tuple[int, ...]) -> Iterator[None]:
-        """Plates from left to right; a site's plates carry its suffix, since their sizes and places are its own."""
-        present = [(name, size if isinstance(size, int) else size[0]) for name, size in sizes.items() if size != ()]
+    def _plates(self, suffix: str, **shapes: tuple[int, ...]) -> Iterator[None]:
+        """Plates from left to right, none where the shape is (); named with the site's suffix, since their sizes and
+        places are that site's own."""
+        present = [(name, shape[0]) for name, shape in shapes.items() if shape]
         with ExitStack() as stack:
             for dim, (name, size) in enumerate(present, start=-len(present)):
                 stack.enter_context(pyro.plate(name + suffix, size, dim=dim))
@@ -150,7 +167,7 @@ class LatentSites:
         else:
             weight = config.kl_weight / len(self.adapters) / config.num_outer_samples  # type: ignore[operator]
             if draws is not None:
-                weight /= draws.num_columns * (config.num_components if config.sampler == "explicit" else 1)
+                weight /= draws.num_columns * math.prod(self.component_shape)
         # poutine.scale takes no zero.
         return poutine.scale(scale=weight) if weight > 0 else poutine.mask(mask=False)  # type: ignore[no-any-return]
 

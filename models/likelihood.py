@@ -60,6 +60,11 @@ class Classification:
         num_examples, num_classes = logits.shape
         if labels is not None:
             labels = labels.reshape(-1)
+            if labels.is_floating_point():
+                raise LikelihoodError(
+                    f"labels are {labels.dtype}; classes are integers. Convert them: labels.long(), if they are whole "
+                    "numbers from 0 up."
+                )
             # On an accelerator this look would stall every step; there the data sets are checked when they are read.
             on_host = labels.device.type == "cpu" and num_examples > 0
             if on_host and not 0 <= labels.min() <= labels.max() < num_classes:

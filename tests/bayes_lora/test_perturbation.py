@@ -9,7 +9,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from bayes_lora.errors import AdapterError, CheckpointingError, UnsupportedELBOError
+from bayes_lora.errors import AdapterError, CheckpointingError
 from bayes_lora.inference import ItemizedELBO, MonteCLoRAGuide
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.perturbation import PerturbedLinear, Switch
@@ -202,6 +202,24 @@ def test_reentrant_checkpointing_is_refused(batch: Batch) -> None:
 @pytest.mark.parametrize("elbo", [ItemizedELBO, TraceMeanField_ELBO, Trace_ELBO])
 def test_particles_together_with_checkpointing_are_refused(batch: Batch, elbo: Any) -> None:
     model, guide = training_pair(checkpointing=True)
-    with pytest.raises(UnsupportedELBOError, match=r"ELBO\(num_particles=2\) together with gradient checkpointing"):
+    with pytest.raises(CheckpointingError, match=r"before the backward pass of the one before.*num_particles=1"):
         elbo(num_particles=2)(model, guide)(**batch)
     elbo(num_particles=2).loss(model.eval(), guide, **batch)
+
+
+def test_two_passes_before_one_backward_are_refused_under_checkpointing(batch: Batch) -> None:
+    model, guide = training_pair(checkpointing=True)
+    loss_of = ItemizedELBO()(model, guide)
+    first = loss_of(**batch)
+    with pytest.raises(CheckpointingError, match="before the backward pass of the one before"):
+        loss_of(**batch)
+    with pytest.raises(CheckpointingError, match="before the backward pass of the one before"):
+        model.network(**batch)
+    first.backward()
+    loss_of(**batch).backward()
+    # A pass that nobody will back-propagate any more does not count, nor does one without recomputation.
+    abandoned = loss_of(**batch)
+    del abandoned
+    loss_of(**batch).backward()
+    model.eval()
+    (loss_of(**batch) + loss_of(**batch)).backward()

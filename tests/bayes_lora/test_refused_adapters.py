@@ -7,11 +7,12 @@ import peft
 import pytest
 import torch
 from peft.tuners.lora.config import MontecloraConfig
+from peft.tuners.lora.layer import LoraLayer
 from pyro import poutine
 from torch import nn
 
 import bayes_lora as bl
-from bayes_lora.adapters import find_adapters
+from bayes_lora.adapters import find_adapters, unwrap
 from bayes_lora.errors import AdapterError, UnsupportedAdapterError
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.perturbation import PerturbedLinear
@@ -161,13 +162,37 @@ def add(network: Any) -> None:
     network.add_adapter("late", peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
 
 
+def activate_both(network: Any) -> None:
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):
+            layer.set_adapter(["default", "other"])
+
+
+def take_back(network: Any) -> None:
+    unwrap(network)
+
+
+def wrap_again(network: Any) -> None:
+    BayesianLoRA(unwrap(network), CONFIG)
+
+
 def change(network: Any) -> None:
     network.set_adapter("other")
 
 
 CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "added": (add, r"adapters \['late'\] were added after BayesianLoRA was built.*unwrap\(net\)"),
-    "not active": (change, QUERY + r"adapter 'default' is no longer active.*net\.set_adapter\('default'\)"),
+    "not active": (
+        change,
+        QUERY
+        + r"the active adapters are \['other'\], but the posterior is of \['default'\].*net\.set_adapter\('default'\)",
+    ),
+    "another active too": (
+        activate_both,
+        QUERY + r"the active adapters are \['default', 'other'\], but the posterior is of \['default'\]",
+    ),
+    "unwrapped": (take_back, r"no longer belongs to this BayesianLoRA model: it was unwrapped"),
+    "wrapped again": (wrap_again, r"or wrapped by another one since"),
     "merged": (lambda network: network.merge_adapter(), r"the adapter is merged"),
     "disabled": (lambda network: network.base_model.disable_adapter_layers(), r"adapters are disabled"),
 }

@@ -148,3 +148,8 @@ def test_errors(probs: Tensor, labels: Tensor) -> None:
 def test_labels_outside_the_classes(label: int) -> None:
     with pytest.raises(DataError, match=rf"labels run from {min(label, 0)} to {max(label, 0)}, .* 3 classes"):
         evaluate(torch.full((2, 3), 1 / 3), torch.tensor([0, label]))
+
+
+def test_probabilities_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(DataError, match="some probabilities are NaN or infinite"):
+        evaluate(torch.tensor([[0.5, 0.5], [float("nan"), 0.5]]), torch.tensor([0, 1]))

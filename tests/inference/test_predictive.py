@@ -1,5 +1,6 @@
 """The posterior predictive: the same draws however they are computed, and what is derived from them."""
 
+import copy
 import math
 from typing import Any
 
@@ -198,13 +199,51 @@ class Swapped(torch.nn.Module):
         return (self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1),)
 
 
-def test_a_network_that_mixes_rows_is_refused_unless_draws_run_singly() -> None:
-    network = peft.get_peft_model(Swapped(), peft.LoraConfig(r=2, target_modules=["layer"]))
-    model, guide = build_pair(network)
-    loader = [{"x": torch.randn(4, 5, 6)}]
-    with pytest.raises(AdapterError, match=r"^layer: its input has 60 rows .* 12, .*draws_per_pass=1"):
-        predict(model, guide, loader, num_samples=3)
-    assert predict(model, guide, loader, num_samples=3, draws_per_pass=1).logits.shape == (3, 4, 3)
+class TimeFirst(torch.nn.Module):
+    """A network whose adapter sees as many tokens as there are stacked rows, so that their number tells nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (self.layer(x.transpose(0, 1)).mean(0),)
+
+
+@pytest.mark.parametrize(("network", "tokens"), [(Swapped(), 5), (TimeFirst(), 8), (TimeFirst(), 12)])
+def test_a_network_that_mixes_rows_runs_its_draws_singly(network: torch.nn.Module, tokens: int) -> None:
+    wrapped = peft.get_peft_model(copy.deepcopy(network), peft.LoraConfig(r=2, target_modules=["layer"]))
+    torch.nn.init.normal_(wrapped.get_parameter("base_model.model.layer.lora_B.default.weight"))
+    model, guide = build_pair(wrapped, sample_scale=0.5)
+    loader = [{"x": torch.randn(4, tokens, 6)}]
+    singly = predict(model, guide, loader, num_samples=3, draws_per_pass=1)
+    assert torch.equal(predict(model, guide, loader, num_samples=3).logits, singly.logits)
+    assert not torch.allclose(singly.logits[0], singly.logits[1])
+    if tokens == 5:
+        with pytest.raises(AdapterError, match=r"^layer: its input has 60 rows .* 12, .*draws_per_pass=1"):
+            predict(model, guide, loader, num_samples=3, draws_per_pass=3)
+
+
+def test_small_mutual_information_is_not_rounding_noise() -> None:
+    logits = torch.randn(1, 20, 3, dtype=torch.double) + 1e-4 * torch.randn(32, 20, 3, dtype=torch.double)
+    exact, rounded = Prediction(logits).mutual_information, Prediction(logits.float()).mutual_information
+    assert exact.max() < 1e-7
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=1e-12)
+
+
+def test_the_log_of_the_mean_is_finite_where_the_mean_underflows() -> None:
+    prediction = Prediction(torch.tensor([[[0.0, 2000.0]], [[0.0, 1000.0]]]))
+    assert prediction.mean_probs[0, 0] == 0
+    assert prediction.log_mean_probs[0, 0].item() == pytest.approx(-1000 - math.log(2))
+    ordinary = random_prediction()
+    torch.testing.assert_close(ordinary.log_mean_probs, ordinary.mean_probs.log())
+
+
+def test_a_guide_of_another_model_is_refused(pair: Pair, batch: Batch) -> None:
+    with pytest.raises(ConfigurationError, match="the guide belongs to another model"):
+        predict(pair[0], noisy_pair()[1], [batch])
+    with pytest.raises(ConfigurationError, match=r"seed=-1 must be an integer from 0 to 2\^32 - 1"):
+        predict(*pair, [batch], seed=-1)
 
 
 def random_prediction(num_samples: int = 6) -> Prediction:

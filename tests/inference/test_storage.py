@@ -213,3 +213,23 @@ def test_an_adapter_of_another_name_is_refused_at_once(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(PosteriorFileError, match=r"bayes_lora\.json is missing"):
         load_posterior(build_base(), tmp_path / "nowhere")
+
+
+def test_a_failed_replacement_leaves_the_old_folder(
+    tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, guide = build_saved(tmp_path / "posterior")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "posterior").iterdir()}
+    replace, calls = Path.replace, []
+
+    def second_fails(self: Path, target: Any) -> Any:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("the disk is full")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", second_fails)
+    with pytest.raises(OSError, match="the disk is full"):
+        save_posterior(model, guide, tmp_path / "posterior", overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "posterior").iterdir()} == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "posterior"]

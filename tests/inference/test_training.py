@@ -198,6 +198,7 @@ def test_data_errors() -> None:
     ("options", "message"),
     [
         ({"epochs": 0}, r"epochs=0 must be an integer >= 1"),
+        ({"seed": -1}, r"seed=-1 must be an integer from 0"),
         ({"epochs": 1.5}, r"epochs=1.5 must be an integer >= 1"),
         ({"epochs": True}, r"epochs=True must be an integer >= 1"),
         ({"learning_rate": "fast"}, r"learning_rate=.fast. must be positive and finite"),
@@ -224,9 +225,37 @@ def test_the_progress_bar_shows_the_terms() -> None:
     result = fit(model, guide, learnable_rows(), OPTIONS, console=console)
     shown = screen.getvalue()
     assert "6/6" in shown
-    for name, term in (("nll", "nll"), ("coop", "cooperative"), ("KL", "kl_normal")):
-        assert name in shown
-        assert f"{result.history[-1][term]:.2g}" in shown
+    last = result.history[-1]
+    assert f"nll {last['nll']:.2f} coop {last['cooperative']:.2f} KL D" in shown
+    assert f"N {last['kl_normal']:.0e}".replace("e-0", "e-") in shown
+
+
+def test_the_progress_bar_fits_eighty_columns() -> None:
+    screen = io.StringIO()
+    model, guide = build_pair(build_network(num_layers=1), **CONFIG)
+    fit(model, guide, learnable_rows(), OPTIONS, console=Console(file=screen, force_terminal=True, width=80))
+    assert re.search(r"6/6.*0:00:00.*left nll \d\.\d\d coop \d\.\d\d KL D \de-\d W \de-\d N", screen.getvalue())
+
+
+def test_batches_without_labels_are_refused() -> None:
+    def forgetful(rows: list[Any]) -> dict[str, Tensor]:
+        return {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
+
+    model, guide = build_pair(build_network(num_layers=1), **CONFIG)
+    with pytest.raises(DataError, match="the batch has no labels to learn from"):
+        fit(model, guide, learnable_rows(), OPTIONS, collate=forgetful)
+
+
+def test_weights_spoilt_by_the_last_step_are_named() -> None:
+    model, guide = build_pair(build_network(num_layers=1), **CONFIG)
+    options = FitOptions(epochs=1, batch_size=48, learning_rate=1e308, warmup_ratio=0, weight_decay=9.9)
+    with pytest.raises(NonFiniteLossError, match=r"is NaN or infinite after the last step"):
+        fit(model, guide, learnable_rows(), options)
+
+
+def test_no_noise_is_kept_after_the_fit() -> None:
+    model, _, _ = run()
+    assert all(adapter.linear.perturbation is None for adapter in model.sites.adapters)
 
 
 def test_no_console_no_output(capsys: pytest.CaptureFixture[str]) -> None:

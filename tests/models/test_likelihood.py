@@ -69,3 +69,9 @@ def test_the_mean_over_examples(batch: Batch) -> None:
     site, logits = traces[1].nodes["y"], traces[1].nodes["logits"]["value"]
     traces[1].compute_log_prob()
     torch.testing.assert_close(-site["log_prob_sum"], torch.nn.functional.cross_entropy(logits, batch["labels"]))
+
+
+def test_labels_that_are_no_integers_are_refused(batch: Batch) -> None:
+    model, _ = build_pair()
+    with pytest.raises(LikelihoodError, match=r"labels are torch\.float32; classes are integers.*labels\.long"):
+        poutine.trace(model).get_trace(**{**batch, "labels": batch["labels"].float()})

@@ -71,7 +71,7 @@ def covariances(model: BayesianLoRA, trace: poutine.Trace) -> dict[str, np.ndarr
 
 
 def paper_loss(model: BayesianLoRA, guide: MonteCLoRAGuide, trace: poutine.Trace, batch: Batch) -> float:
-    """DESIGN's loss from the draws in `trace`: NLL + eta/L sum_l (KL_D + KL_W + KL_N) + coop/L sum_l sum_k pi_k^2."""
+    """The loss of docs/theory.md: NLL + eta/L sum_l (KL_D + KL_W + KL_N) + coop/L sum_l sum_k pi_k^2, from a trace."""
     config, names = model.config, model.sites.names
     num_outer = config.num_outer_samples
     pi = trace.nodes["pi"]["value"].detach().numpy().reshape(num_outer, len(names), -1)

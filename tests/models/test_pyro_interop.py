@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from bayes_lora.errors import BayesLoRAError, UnsupportedELBOError
 from bayes_lora.inference import ItemizedELBO, MonteCLoRAGuide
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.wishart import cholesky_factor
 from tests.networks import Batch, build_network, build_pair
 
 OPTIONS: dict[str, Any] = {"kl_weight": 0.1, "sample_scale": 0.3, "num_components": 3}
@@ -292,3 +293,15 @@ def test_the_users_parameters_carry_nothing(batch: Batch) -> None:
     poutine.trace(model).get_trace(**batch)
     for name, parameter in model.named_parameters():
         assert not vars(parameter), name
+
+
+def test_predictive_in_float32_at_the_smallest_degrees_of_freedom(batch: Batch) -> None:
+    # With nu = rank a covariance rounded to float32 is often not positive definite; the model must not care.
+    model, guide = build_pair(build_network(dtype=torch.float32, num_layers=6, r=8), sample_scale=0.1)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    samples = Predictive(model, guide=guide, num_samples=300)(**inputs)
+    covariances = samples["Sigma_r8"].reshape(-1, 8, 8)
+    assert (torch.linalg.cholesky_ex(covariances).info > 0).any()  # else this test would show nothing
+    # Set by hand, such a covariance is factored to within its rounding.
+    factor = cholesky_factor(covariances)
+    assert (factor @ factor.mT - covariances).abs().max() < 1e-4 * covariances.abs().max()
