@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from bayes_lora.checks import require_count, require_positive
 from bayes_lora.errors import ConfigurationError
@@ -16,6 +16,7 @@ from bayes_lora.inference.ledger import Ledger
 from bayes_lora.inference.metrics import evaluate
 from bayes_lora.inference.objective import ItemizedELBO
 from bayes_lora.inference.predictive import predict
+from bayes_lora.inference.randomness import stream
 from bayes_lora.models import BayesianLoRA
 
 
@@ -98,6 +99,7 @@ class SVITrainer(Trainer):
         self._ledger = Ledger()
         kwargs.setdefault("compute_metrics", predictive_metrics)
         super().__init__(self.svi, args, **kwargs)
+        self.add_callback(_OwnDraws())
         if self.args.n_gpu > 1:
             raise ConfigurationError(
                 f"{self.args.n_gpu} GPUs in one process would run copies of the network that do not see the noise. "
@@ -190,6 +192,18 @@ class SVITrainer(Trainer):
         if prediction_loss_only:
             return loss, None, None
         return loss, (predictive.to(self.args.device), point.to(self.args.device)), labels
+
+
+class _OwnDraws(TrainerCallback):
+    """Gives each process posterior draws of its own.
+
+    The Trainer seeds all processes alike; with the same draws everywhere, more processes would not make the gradient
+    any less noisy. The generators of a resumed run are loaded after this.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            torch.manual_seed(stream(args.seed, args.process_index))
 
 
 def predictive_metrics(prediction: EvalPrediction) -> dict[str, float]:

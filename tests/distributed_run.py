@@ -1,0 +1,74 @@
+"""A small fit for several processes: `torchrun --nproc-per-node 2 tests/distributed_run.py FOLDER MODE`.
+
+MODE "own": as a user trains. MODE "frozen": every loss sees the same posterior draw, whatever the process.
+Each process writes what it trained, the draws of its first step and the gradients of its first update.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import TrainerCallback, TrainingArguments
+
+from bayes_lora.inference import SVITrainer
+from tests.networks import build_network, build_pair
+
+
+class FrozenDraws(SVITrainer):
+    """The same draw for every loss, so that gradients of one and of two processes can be compared."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(0)
+        return super().compute_loss(*args, **kwargs)
+
+
+class Recorder(TrainerCallback):
+    """Keeps the first step's gradients and noise."""
+
+    def __init__(self, trainer_model: Any) -> None:
+        self.model = trainer_model
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.kept:
+            named = [*self.model.named_parameters()]
+            self.kept = {f"gradient.{n}": p.grad.clone() for n, p in named if p.grad is not None}
+            self.kept["noise"] = (
+                self.model.model.sites.adapters[0]
+                .linear.perturbation.detach()
+                .clone(memory_format=torch.contiguous_format)
+            )
+
+
+def run(folder: Path, mode: str, batch_size: int) -> None:
+    """Train for six steps and write one file per process."""
+    torch.set_num_threads(1)
+    tokens = torch.randint(1, 50, (96, 7), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * 7, "labels": int(row[0]) % 3} for row in tokens]
+    model, guide = build_pair(build_network(num_layers=1), sample_scale=0.3, kl_weight=0.01)
+    arguments = TrainingArguments(
+        str(folder / "out"),
+        max_steps=6,
+        per_device_train_batch_size=batch_size,
+        learning_rate=1e-2,
+        max_grad_norm=0.0,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = (FrozenDraws if mode == "frozen" else SVITrainer)(model, guide, arguments, train_dataset=rows)
+    recorder = Recorder(trainer.svi)
+    trainer.add_callback(recorder)
+    trainer.train()
+    trained = {f"trained.{name}": value.clone() for name, value in trainer.svi.state_dict().items()}
+    save_file({**trained, **recorder.kept}, folder / f"rank{arguments.process_index}.safetensors")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    run(Path(sys.argv[1]), sys.argv[2], batch_size=8)

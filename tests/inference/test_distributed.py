@@ -1,0 +1,53 @@
+"""Two real processes under torchrun, against one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.distributed_run import run
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def two_processes(folder: Path, mode: str) -> list[dict[str, Tensor]]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "tests.distributed_run", str(folder), mode],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [load_file(folder / f"rank{rank}.safetensors") for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    return two_processes(tmp_path_factory.mktemp("own"), "own")
+
+
+def test_parameters_stay_the_same_on_all_processes(own: list[dict[str, Tensor]]) -> None:
+    names = [name for name in own[0] if name.startswith("trained.")]
+    assert any(name.startswith("trained.guide.") for name in names)
+    assert all(torch.equal(own[0][name], own[1][name]) for name in names)
+
+
+def test_each_process_has_its_own_draws(own: list[dict[str, Tensor]]) -> None:
+    assert not torch.allclose(own[0]["noise"], own[1]["noise"])
+
+
+def test_two_processes_have_the_gradients_of_one_on_both_batches(tmp_path: Path) -> None:
+    together = two_processes(tmp_path, "frozen")
+    run(tmp_path, "frozen", batch_size=16)
+    alone = load_file(tmp_path / "rank0.safetensors")
+    names = [name for name in alone if name.startswith("gradient.")]
+    assert any(name.startswith("gradient.guide.") for name in names)
+    for name in names:
+        torch.testing.assert_close(together[0][name], alone[name], rtol=1e-5, atol=1e-9)
+        assert torch.equal(together[0][name], together[1][name])
