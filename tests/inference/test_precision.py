@@ -1,0 +1,85 @@
+"""Half precision: the network may have it, the posterior never does."""
+
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from transformers import TrainingArguments
+
+from bayes_lora.inference import FitOptions, ItemizedELBO, SVITrainer, fit
+from tests.networks import Batch, build_network, build_pair
+
+OPTIONS = FitOptions(epochs=4, batch_size=8, learning_rate=1e-2, log_every=1)
+
+
+def rows() -> list[dict[str, Any]]:
+    tokens = torch.randint(1, 50, (64, 7), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": row.tolist(), "attention_mask": [1] * 7, "labels": int(row[0]) % 3} for row in tokens]
+
+
+def losses(dtype: torch.dtype, seed: int = 0) -> list[float]:
+    model, guide = build_pair(build_network(dtype=dtype, num_layers=1), sample_scale=0.2, kl_weight=0.01)
+    options = FitOptions(**{**vars(OPTIONS), "seed": seed})
+    return [entry["loss"] for entry in fit(model, guide, rows(), options).history]
+
+
+def test_a_bfloat16_network_trains_within_the_spread_of_float32_seeds() -> None:
+    spread = torch.tensor([losses(torch.float32, seed) for seed in range(5)])
+    half = torch.tensor(losses(torch.bfloat16))
+    assert torch.isfinite(half).all()
+    # Means over quarters of training: single steps differ by which rows they see.
+    quarters, half_quarters = spread.unflatten(1, (4, -1)).mean(-1), half.unflatten(0, (4, -1)).mean(-1)
+    margin = 4 * quarters.std(0)
+    assert ((half_quarters - quarters.mean(0)).abs() < margin).all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_posterior_stays_in_full_precision(batch: Batch, autocast: bool) -> None:
+    dtype = torch.float32 if autocast else torch.bfloat16
+    model, guide = build_pair(build_network(dtype=dtype), sample_scale=0.2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        guide_trace = poutine.trace(guide).get_trace(**batch)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(**batch)
+        elbo = ItemizedELBO()
+        elbo.loss(model, guide, **batch)
+    for name in ("pi", "Sigma_r4", "S_r4_n16"):
+        assert guide_trace.nodes[name]["value"].dtype == torch.float32
+    assert model_trace.nodes["logits"]["value"].dtype == torch.float32
+    assert all(value.dtype == torch.float32 for value in elbo.terms.values())
+    assert {parameter.dtype for parameter in guide.parameters()} == {torch.float32}
+
+
+def test_the_same_draws_and_kls_with_and_without_autocast(batch: Batch) -> None:
+    model, guide = build_pair(build_network(dtype=torch.float32), sample_scale=0.2, kl_weight=1.0)
+    terms = []
+    for enabled in (False, True):
+        elbo = ItemizedELBO()
+        pyro.set_rng_seed(0)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            elbo.loss(model, guide, **batch)
+        terms.append(elbo.terms)
+    for name in ("kl_dirichlet", "kl_wishart", "kl_normal", "cooperative"):
+        assert torch.equal(terms[0][name], terms[1][name]), name
+    assert not torch.equal(terms[0]["nll"], terms[1]["nll"])  # the network did run in bfloat16
+
+
+def test_the_trainers_bf16(tmp_path: Path) -> None:
+    model, guide = build_pair(build_network(dtype=torch.float32, num_layers=1), sample_scale=0.2)
+    arguments = TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=1,
+        bf16=True,
+        use_cpu=True,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = SVITrainer(model, guide, arguments, train_dataset=rows())
+    trainer.train()
+    assert all(torch.isfinite(torch.tensor(e["loss"])) for e in trainer.state.log_history if "loss" in e)
+    assert {parameter.dtype for parameter in guide.parameters()} == {torch.float32}
