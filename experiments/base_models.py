@@ -1,32 +1,28 @@
 """Base models: what a name given as ``--base-model`` stands for, and the network and tokenizer behind it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from bayes_lora.errors import BaseModelError, ConfigurationError
 
-# Module names of attention's query, key and value projections: BERT and its kin; LLaMA, OPT, Qwen, Mistral; GPT-2;
-# GPT-NeoX, Falcon, BLOOM; T5; DistilBERT; DeBERTa; MPT and others with one fused projection.
-_ATTENTION = {
-    *("query", "key", "value"),
-    *("q_proj", "k_proj", "v_proj", "qkv_proj"),
-    *("query_proj", "key_proj", "value_proj"),
-    *("q_lin", "k_lin", "v_lin"),
-    *("q", "k", "v"),
-    *("c_attn", "query_key_value", "qkv", "Wqkv"),
-}
+
+class BaseModel(NamedTuple):
+    """A sequence classifier, its tokenizer, and the paths of its modules that start at random."""
+
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    new_modules: tuple[str, ...]
 
 
 def resolve_base_model(name: str) -> str:
@@ -70,8 +66,8 @@ def resolve_base_model(name: str) -> str:
     return name
 
 
-def load_base_model(name: str, label_names: Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier with a new head for these classes, and its tokenizer.
+def load_base_model(name: str, label_names: Sequence[str]) -> BaseModel:
+    """A sequence classifier with a new head for these classes, its tokenizer, and which of its modules are new.
 
     A tokenizer without a padding token (GPT-2, LLaMA) pads with its end-of-sequence token, and the network is told.
 
@@ -89,7 +85,7 @@ def load_base_model(name: str, label_names: Sequence[str]) -> tuple[PreTrainedMo
     try:
         # Without trust_remote_code=False, transformers would ask on the terminal, and wait.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        network = _load_network(source, label_names)
+        network, new_modules = _load_network(source, label_names)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise BaseModelError(
             f"The base model {name!r} could not be loaded as a text classifier ({type(error).__name__}: {error}). "
@@ -104,7 +100,7 @@ def load_base_model(name: str, label_names: Sequence[str]) -> tuple[PreTrainedMo
     positions = getattr(network.config, "max_position_embeddings", None)
     if isinstance(positions, int) and 0 < positions < tokenizer.model_max_length:
         tokenizer.model_max_length = positions
-    return network, tokenizer
+    return BaseModel(network, tokenizer, new_modules)
 
 
 def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -121,49 +117,6 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def lora_targets(network: nn.Module, which: str) -> list[str] | str:
-    """The `target_modules` for peft.LoraConfig.
-
-    Args:
-        network: the base model, without adapters.
-        which: "attention" for the query, key and value projections; "all-linear" for every linear layer but the head;
-            otherwise module names separated by commas, each the end of a module's path as PEFT matches it.
-
-    Raises:
-        ConfigurationError: no module of that name; the message gives names that there are.
-    """
-    if which == "all-linear":
-        return "all-linear"
-    paths = [path for path, module in network.named_modules() if _is_linear(module)]
-    # In order of appearance, so that the same network gives the same configuration file.
-    last_parts = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
-    some = ", ".join(last_parts[:8])
-    if which == "attention":
-        found = [name for name in last_parts if name in _ATTENTION]
-        if not found:
-            raise ConfigurationError(
-                f"{type(network).__name__} has no query, key or value projection of a known name. Name the modules "
-                f"yourself, separated by commas; its linear layers are called {some}."
-            )
-        return found
-    names = [name.strip() for name in which.split(",") if name.strip()]
-    if not names:
-        raise ConfigurationError(f"No target module is named. Give 'attention', 'all-linear', or some of {some}.")
-    for name in names:
-        if not any(path == name or path.endswith(f".{name}") for path in paths):
-            raise ConfigurationError(
-                f"{type(network).__name__} has no linear layer called {name!r}. Its linear layers are called {some}; "
-                "'attention' and 'all-linear' find them by themselves."
-            )
-    return names
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # GPT-2's projections are transformers' Conv1D, a linear layer with its weight transposed; quantized layers derive
-    # from nn.Linear.
-    return isinstance(module, nn.Linear | Conv1D)
-
-
 class _HeldReports(logging.Filter):
     """Keeps transformers' load reports from the terminal until it is known what they say."""
 
@@ -178,8 +131,8 @@ class _HeldReports(logging.Filter):
         return not held
 
 
-def _load_network(source: str, label_names: Sequence[str]) -> PreTrainedModel:
-    """The network, without the report that its head is new: that is so for every base model.
+def _load_network(source: str, label_names: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """The network and its new modules, without the report that its head is new: that is so for every base model.
 
     A report is passed on where it says more: that the checkpoint lacks weights of the transformer itself, or that its
     head for another number of classes was replaced. Every other message comes through as ever, and a download keeps
@@ -206,6 +159,7 @@ def _load_network(source: str, label_names: Sequence[str]) -> PreTrainedModel:
         misshapen = [key for key, *_ in report["mismatched_keys"]]
         if any(key.startswith(inside) for key in misshapen):
             raise ValueError(f"its weights do not fit its config.json: {', '.join(misshapen[:3])}")
+        new_modules = _owners([*report["missing_keys"], *misshapen], inside)
         expected = not misshapen and not any(key.startswith(inside) for key in report["missing_keys"])
     finally:
         logger.removeFilter(held)
@@ -214,4 +168,14 @@ def _load_network(source: str, label_names: Sequence[str]) -> PreTrainedModel:
         if not expected:
             for record in held.records:
                 logger.handle(record)
-    return network
+    return network, new_modules
+
+
+def _owners(keys: Iterable[str], inside: str) -> tuple[str, ...]:
+    """The modules that these parameters belong to.
+
+    Of a head it is the whole, also where the checkpoint has parts of it; inside the transformer, all else of which is
+    trained already, it is the very module.
+    """
+    owners = (key.rpartition(".")[0] if key.startswith(inside) else key.partition(".")[0] for key in sorted(keys))
+    return tuple(dict.fromkeys(owners))

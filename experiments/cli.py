@@ -3,30 +3,24 @@
 import json
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.errors import BayesLoRAError, ConfigurationError, DataError
+from bayes_lora.errors import BayesLoRAError, ConfigurationError
 from bayes_lora.experiments.demo import run_demo
-from bayes_lora.experiments.rows import Row, write_jsonl
-from bayes_lora.experiments.runs import (
-    METHODS,
-    LoRAOptions,
-    RunConfig,
-    described_rows,
-    fit_run,
-    load_run,
-    own_rows,
-    resume_run,
-)
-from bayes_lora.experiments.sources import RowsSource
-from bayes_lora.experiments.tasks import unlabelled_rows
-from bayes_lora.inference import FitOptions
+from bayes_lora.experiments.options import require_alone, rows_source, run_config
+from bayes_lora.experiments.outputs import check_output
+from bayes_lora.experiments.predictions import class_ids, described_rows, own_rows
+from bayes_lora.experiments.rows import write_jsonl
+from bayes_lora.experiments.run_config import METHODS
+from bayes_lora.experiments.runs import fit_run, load_run, resume_run
+from bayes_lora.experiments.tables import print_metrics, print_predictions, say
+from bayes_lora.experiments.tasks import checked_rows
+from bayes_lora.inference import evaluate
 
 app = typer.Typer(
     help="A posterior over LoRA adapters: fit a transformer, and know how sure it is.",
@@ -41,9 +35,11 @@ OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the fo
 
 @app.command("fit")
 def fit_command(
+    context: typer.Context,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must not exist.")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with an interrupted run in this folder; no other option counts then.")
+        Path | None,
+        typer.Option(help="Go on with an interrupted run in this folder; takes no other option but --json."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="mrpc, rte, cola, wic or boolq.")] = None,
     data_dir: Annotated[
@@ -90,59 +86,14 @@ def fit_command(
     if (out is None) == (resume is None):
         raise ConfigurationError("Give --out, the folder of a new run, or --resume, that of an interrupted one.")
     if resume is not None:
+        require_alone(context, "resume", "as_json")
         _report_fit(resume, resume_run(resume, console=Console(stderr=True)), as_json=as_json)
         return
     assert out is not None
-    if method not in METHODS:
-        raise ConfigurationError(f"--method {method!r} is unknown. The methods are {', '.join(METHODS)}.")
-    source = RowsSource(
-        task=task,
-        data_dir=_resolved(data_dir),
-        train_file=_resolved(train_file),
-        eval_file=_resolved(eval_file),
-        text_columns=tuple(name.strip() for name in text_columns.split(",")) if text_columns else (),
-        label_column=label_column,
-        limit=limit,
-        seed=seed,
-    )
+    # Typer wants every option as a parameter; they are read by name, fifty at once.
+    source = rows_source(context.params)
     rows = source.load()
-    posterior = MonteCLoRAConfig(
-        num_components=num_components,
-        num_outer_samples=num_outer_samples,
-        sample_scale=sample_scale,
-        prior_concentration=prior_concentration,
-        init_concentration="random" if init_concentration == "random" else _number(init_concentration),
-        degrees_of_freedom=_degrees_of_freedom(degrees_of_freedom),
-        mixture="sparse" if method == "monteclora_sparse" else "dense",
-        sampler=sampler,
-        objective=objective,
-        kl_weight=kl_weight,
-        cooperative_weight=cooperative_weight,
-        num_train_examples=len(rows.train) if objective == "elbo" else None,
-        prior_scale=prior_scale,
-        temperature=temperature,
-    )
-    training = FitOptions(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        posterior_learning_rate=posterior_lr,
-        weight_decay=weight_decay,
-        seed=seed,
-        save_every=save_every,
-    )
-    local = Path(base_model).expanduser()
-    config = RunConfig(
-        task=rows.task,
-        base_model=str(local.resolve()) if local.is_dir() else base_model,
-        method=method,
-        lora=LoRAOptions(rank=rank, alpha=lora_alpha, dropout=lora_dropout, targets=targets),
-        posterior=posterior,
-        training=training,
-        num_samples=num_samples,
-        max_length=max_length,
-        source=source,
-    )
+    config = run_config(context.params, source, rows)
     _report_fit(out, fit_run(config, rows, out, overwrite=overwrite, console=Console(stderr=True)), as_json=as_json)
 
 
@@ -150,8 +101,9 @@ def _report_fit(out: Path, metrics: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"run": str(out), **metrics}))
         return
-    print_metrics(metrics, f"{metrics['num_train']} training rows, {metrics['num_validation']} validation rows")
-    Console().print(f"Saved in {out}. Predict with: bayes-lora predict {out} --input ROWS.jsonl", soft_wrap=True)
+    compared = {"point estimate": metrics["point"], "posterior predictive": metrics["posterior_predictive"]}
+    print_metrics(compared, f"{metrics['num_train']} training rows, {metrics['num_validation']} validation rows")
+    say(f"Saved in {out}. Predict with: bayes-lora predict {out} --input ROWS.jsonl")
 
 
 @app.command("predict")
@@ -167,24 +119,30 @@ def predict_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Predict rows with a fitted run: class probabilities, entropies and mutual information."""
-    if output is not None and output.exists() and not overwrite:
-        raise DataError(f"{output} exists already. Choose another --output, or say --overwrite.")
+    if at_mean and num_samples is not None:
+        raise ConfigurationError("--mean draws nothing, so --num-samples would do nothing. Drop one of the two.")
+    if output is not None:
+        check_output(output, overwrite=overwrite)
     fitted = load_run(run)
     task = fitted.config.task
-    rows = own_rows(run, task) if input_file is None else unlabelled_rows(task, input_file)
-    console = Console(stderr=True)
-    prediction = fitted.predict(
-        rows, with_labels=input_file is None, num_samples=num_samples, at_mean=at_mean, console=console
-    )
+    rows = own_rows(run, task) if input_file is None else checked_rows(task, input_file, labelled=False)
+    data = fitted.encode(rows, with_labels=False)
+    prediction = fitted.predict(data, num_samples=num_samples, at_mean=at_mean, console=Console(stderr=True))
+    labels = class_ids(task, rows, by_name=input_file is not None and fitted.config.labels_are_names)
+    prediction = replace(prediction, labels=labels)
+    metrics = None if labels is None else evaluate(prediction.mean_probs, labels)
     described = described_rows(task, rows, prediction)
     if output is not None:
         write_jsonl(output, described)
     if as_json:
-        print(json.dumps({"run": str(run), "predictions": described}))
-    else:
-        _print_predictions(task.columns, described)
-        if output is not None:
-            Console().print(f"{len(described)} predictions written to {output}.", soft_wrap=True)
+        found = {} if metrics is None else {"metrics": metrics}
+        print(json.dumps({"run": str(run), **found, "predictions": described}))
+        return
+    print_predictions(task.columns, described)
+    if metrics is not None:
+        print_metrics({"posterior mean" if at_mean else "posterior predictive": metrics}, f"{len(rows)} labelled rows")
+    if output is not None:
+        say(f"{len(described)} predictions written to {output}.")
 
 
 @app.command("demo")
@@ -199,7 +157,7 @@ def demo_command(
     if as_json:
         print(json.dumps({"report": str(out / "report.html"), **metrics}))
     else:
-        Console().print(f"Report: {out / 'report.html'}", soft_wrap=True)
+        say(f"Report: {out / 'report.html'}")
 
 
 def main() -> None:
@@ -212,47 +170,3 @@ def main() -> None:
         Console(stderr=True).print(f"[bold red]error:[/] {type(error).__name__}:", end=" ")
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
-
-
-def print_metrics(metrics: dict[str, Any], title: str) -> None:
-    """The point estimate beside the posterior predictive, as a table."""
-    table = Table(title=title, title_justify="left")
-    for column in ("", "accuracy %", "NLL (nats)", "ECE % (15 bins)", "Brier"):
-        table.add_column(column, justify="right" if column else "left")
-    for key, name in (("point", "point estimate"), ("posterior_predictive", "posterior predictive")):
-        row = metrics[key]
-        table.add_row(
-            name, f"{100 * row['accuracy']:.1f}", f"{row['nll']:.4f}", f"{100 * row['ece']:.1f}", f"{row['brier']:.4f}"
-        )
-    Console().print(table)
-
-
-def _print_predictions(columns: tuple[str, ...], described: list[Row], most: int = 10) -> None:
-    title = f"{min(most, len(described))} of {len(described)} predictions; entropy and mutual information (MI) in nats"
-    table = Table(title=title, title_justify="left", expand=True)
-    for column in columns:
-        table.add_column(column, no_wrap=True, ratio=1)
-    for column in ("prediction", "prob.", "entropy", "MI"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in described[:most]:
-        numbers = f"{row['probs'][row['prediction']]:.3f}", f"{row['total_entropy']:.3f}"
-        table.add_row(
-            *(row[column] for column in columns), row["prediction"], *numbers, f"{row['mutual_information']:.4f}"
-        )
-    Console().print(table)
-
-
-def _resolved(path: Path | None) -> str | None:
-    """The full path, so that a run can be taken up and used from anywhere."""
-    return None if path is None else str(path.expanduser().resolve())
-
-
-def _degrees_of_freedom(text: str | None) -> Any:
-    return text if text in (None, "rank", "in_features") else _number(text)
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "")
-    except ValueError as error:
-        raise ConfigurationError(f"{text!r} is not a number.") from error

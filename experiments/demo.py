@@ -13,24 +13,22 @@ from torch import Tensor
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments import plots
 from bayes_lora.experiments.embedded_task import EMBEDDED, EmbeddedTask, make_embedded_task
-from bayes_lora.experiments.report import Picture, Section, TableData, write_report
-from bayes_lora.experiments.rows import Row, write_jsonl
-from bayes_lora.experiments.runs import (
+from bayes_lora.experiments.outputs import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     HISTORY_FILE,
     METRICS_FILE,
     POSTERIOR_FOLDER,
     PREDICTIONS_FILE,
-    Run,
-    RunConfig,
+    check_folder,
     claim_folder,
-    described_rows,
-    environment,
-    new_run,
-    train,
     write_json,
 )
+from bayes_lora.experiments.predictions import described_rows
+from bayes_lora.experiments.report import Picture, Section, TableData, write_report
+from bayes_lora.experiments.rows import Row, write_jsonl
+from bayes_lora.experiments.run_config import RunConfig
+from bayes_lora.experiments.runs import Run, environment, new_run, train
 from bayes_lora.inference import FitOptions, FitResult, Prediction, evaluate, save_posterior
 
 # Without noise and KL, the same training is plain LoRA.
@@ -57,13 +55,7 @@ def run_demo(
     Raises:
         RunExistsError: `out` exists and `overwrite` was not said.
     """
-    claim_folder(out, overwrite=overwrite)
-    task = make_embedded_task(
-        num_train=num_train,
-        num_validation=num_validation,
-        num_out_of_distribution=num_out_of_distribution,
-        seed=seed,
-    )
+    check_folder(out, overwrite=overwrite)
     config = RunConfig(
         task=EMBEDDED,
         base_model="minilm",
@@ -71,14 +63,22 @@ def run_demo(
         training=FitOptions(epochs=epochs, learning_rate=2e-3, seed=seed),
         num_samples=num_samples,
     )
+    task = make_embedded_task(
+        num_train=num_train,
+        num_validation=num_validation,
+        num_out_of_distribution=num_out_of_distribution,
+        seed=seed,
+    )
+    plain, run = new_run(replace(config, posterior=_PLAIN)), new_run(config)
+    data = run.encode(task.rows.train)
+    # All that can fail early has been tried: now an old demo may go.
+    claim_folder(out, overwrite=overwrite)
     write_json(out / CONFIG_FILE, config.to_json())
     write_json(out / ENVIRONMENT_FILE, environment())
     console.print("1 of 2: plain LoRA, for comparison")
-    plain = new_run(replace(config, posterior=_PLAIN))
-    train(plain, task.rows.train, console)
+    train(plain, data, console)
     console.print("2 of 2: LoRA with the MonteCLoRA posterior")
-    run = new_run(config)
-    result = train(run, task.rows.train, console)
+    result = train(run, data, console)
     save_posterior(run.model, run.guide, out / POSTERIOR_FOLDER)
     inside = _predictions(plain, run, task.rows.validation, console)
     outside = _predictions(plain, run, task.out_of_distribution, console)
@@ -98,10 +98,11 @@ _PLAIN_LORA, _POINT, _PREDICTIVE = "plain LoRA", "posterior mean", "posterior pr
 
 
 def _predictions(plain: Run, run: Run, rows: Sequence[Row], console: Console) -> dict[str, Prediction]:
+    data = run.encode(rows)
     return {
-        _PLAIN_LORA: plain.predict(rows, with_labels=True, at_mean=True, console=console),
-        _POINT: run.predict(rows, with_labels=True, at_mean=True, console=console),
-        _PREDICTIVE: run.predict(rows, with_labels=True, console=console),
+        _PLAIN_LORA: plain.predict(data, at_mean=True, console=console),
+        _POINT: run.predict(data, at_mean=True, console=console),
+        _PREDICTIVE: run.predict(data, console=console),
     }
 
 

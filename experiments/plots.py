@@ -42,10 +42,11 @@ def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="#767676", linestyle="--", linewidth=1, label="perfectly calibrated")
     least = min(float(probs.max(-1).values.min()) for probs, _ in predictions.values())
-    width = 1 / ECE_BINS
+    lowest, width = least, 1 / ECE_BINS
     for position, ((name, (probs, labels)), colour) in enumerate(zip(predictions.items(), _COLOURS, strict=False)):
         counts, confidence, accuracy = (values.numpy() for values in calibration_bins(probs, labels))
         filled = counts > 0
+        lowest = min(lowest, float(accuracy[filled].min()))
         upper.plot(confidence[filled], accuracy[filled], label=name, color=colour, marker="o", markersize=4)
         offset = (position - (len(predictions) - 1) / 2) * width * 0.8 / len(predictions)
         centres = (np.arange(ECE_BINS) + 0.5) * width + offset
@@ -53,7 +54,7 @@ def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     lower.set(xlabel="confidence (largest class probability)", ylabel="examples", xlim=(max(0.0, least - 0.03), 1.0))
     upper.set(
         ylabel="accuracy in the bin",
-        ylim=(max(0.0, least - 0.2), 1.02),
+        ylim=(max(-0.02, lowest - 0.05), 1.02),
         title=f"Reliability on held-out rows, {ECE_BINS} bins",
     )
     upper.legend(loc="lower right", frameon=False)

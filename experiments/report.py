@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from bayes_lora.experiments.rows import write_whole
+from bayes_lora.experiments.outputs import write_file
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> Path:
     for section in sections:
         for picture in section.pictures:
             data = _png(picture.figure)
-            write_whole(folder / f"{picture.name}.png", data)
+            write_file(folder / f"{picture.name}.png", data)
             images[picture.name] = base64.b64encode(data).decode()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bayes_lora.experiments"),
@@ -65,7 +65,7 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> Path:
     )
     page: dict[str, Any] = {"title": title, "sections": sections, "images": images}
     path = folder / "report.html"
-    write_whole(path, environment.get_template("report.html").render(page).encode())
+    write_file(path, environment.get_template("report.html").render(page).encode())
     return path
 
 

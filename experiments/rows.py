@@ -4,9 +4,7 @@ import csv
 import gzip
 import io
 import json
-import os
 import re
-import secrets
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bayes_lora.errors import ConfigurationError, DataError
+from bayes_lora.experiments.outputs import write_file
 
 Row = dict[str, Any]
 
@@ -51,7 +50,8 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     A reader sees the old file (or none) until the new one is complete and on disk. Missing folders are made.
 
     Raises:
-        DataError: a row holds something that JSON cannot (NaN and infinity included); nothing is written then.
+        DataError: a row holds something that JSON cannot (NaN and infinity included), or the operating system does
+            not allow it; nothing is written then.
     """
     path = Path(path)
     lines = []
@@ -65,22 +65,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     data = "".join(line + "\n" for line in lines).encode()
     if path.name.lower().endswith(".gz"):
         data = gzip.compress(data, mtime=0)  # no time stamp: the same rows give the same bytes
-    write_whole(path, data)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader sees the old one (or none) until the new one is complete and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because os.replace is atomic within one file system only.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, data)
 
 
 def class_names(rows: Sequence[Row], column: str, path: Path) -> tuple[str, ...]:

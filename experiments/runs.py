@@ -1,29 +1,41 @@
 """Runs: one fit with all that is needed to repeat it, in one folder."""
 
-import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.errors import ConfigurationError, DataError, RunExistsError
-from bayes_lora.experiments.base_models import load_base_model, lora_targets
-from bayes_lora.experiments.rows import Row, read_rows, write_jsonl, write_whole
-from bayes_lora.experiments.sources import RowsSource, digest
-from bayes_lora.experiments.tasks import Task, TaskRows, encode
+from bayes_lora.errors import DataError, RunExistsError
+from bayes_lora.experiments.base_models import load_base_model
+from bayes_lora.experiments.encoding import encode
+from bayes_lora.experiments.lora import add_lora
+from bayes_lora.experiments.outputs import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    POSTERIOR_FOLDER,
+    PREDICTIONS_FILE,
+    check_folder,
+    claim_folder,
+    write_json,
+)
+from bayes_lora.experiments.predictions import described_rows
+from bayes_lora.experiments.rows import Row, write_jsonl
+from bayes_lora.experiments.run_config import RunConfig, read_config
+from bayes_lora.experiments.sources import digest
+from bayes_lora.experiments.tasks import TaskRows
 from bayes_lora.inference import (
-    FitOptions,
     FitResult,
     MonteCLoRAGuide,
     Prediction,
@@ -36,58 +48,10 @@ from bayes_lora.inference import (
 from bayes_lora.inference.randomness import seeded
 from bayes_lora.models import BayesianLoRA
 
-METHODS = ("monteclora", "monteclora_sparse")
-CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE = "config.json", "metrics.json", "predictions.jsonl"
-HISTORY_FILE, ENVIRONMENT_FILE = "history.jsonl", "environment.json"
-POSTERIOR_FOLDER, CHECKPOINTS_FOLDER = "posterior", "checkpoints"
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 _RECORDED = ("bayes-lora", "torch", "pyro-ppl", "transformers", "peft", "datasets", "numpy")
-
-
-@dataclass(frozen=True)
-class LoRAOptions:
-    """The LoRA adapter itself: rank, alpha, dropout, and which modules (see `lora_targets`)."""
-
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
-    targets: str = "attention"
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
-            raise ConfigurationError(
-                f"rank={self.rank} and alpha={self.alpha} must be at least 1, dropout={self.dropout} in [0, 1)."
-            )
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that a fit depends on besides its rows and its environment."""
-
-    task: Task
-    base_model: str
-    method: str = "monteclora"
-    lora: LoRAOptions = field(default_factory=LoRAOptions)
-    posterior: MonteCLoRAConfig = field(default_factory=MonteCLoRAConfig)
-    training: FitOptions = field(default_factory=FitOptions)
-    num_samples: int = 32
-    max_length: int | None = None
-    source: RowsSource | None = None
-    rows_digest: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, from which `from_json` makes the same configuration."""
-        return {**asdict(self), "task": self.task.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "RunConfig":
-        parts = {
-            "task": Task.from_json(data["task"]),
-            "lora": LoRAOptions(**data["lora"]),
-            "posterior": MonteCLoRAConfig(**data["posterior"]),
-            "training": FitOptions(**data["training"]),
-            "source": None if data["source"] is None else _source(data["source"]),
-        }
-        return cls(**{**data, **parts})
 
 
 @dataclass(frozen=True)
@@ -99,50 +63,36 @@ class Run:
     guide: MonteCLoRAGuide
     tokenizer: PreTrainedTokenizerBase
 
-    def loader(self, rows: Sequence[Row], *, with_labels: bool) -> "DataLoader[Any]":
-        """Padded batches of rows, in order."""
+    def encode(self, rows: Sequence[Row], *, with_labels: bool = True) -> "Dataset":
+        """The rows as this run's network reads them."""
         config = self.config
-        data = encode(config.task, list(rows), self.tokenizer, max_length=config.max_length, with_labels=with_labels)
-        collate = DataCollatorWithPadding(self.tokenizer)
-        return DataLoader(data, batch_size=config.training.batch_size, collate_fn=collate)
+        return encode(config.task, list(rows), self.tokenizer, max_length=config.max_length, with_labels=with_labels)
 
     def predict(
-        self,
-        rows: Sequence[Row],
-        *,
-        with_labels: bool,
-        num_samples: int | None = None,
-        at_mean: bool = False,
-        console: Console | None = None,
+        self, data: "Dataset", *, num_samples: int | None = None, at_mean: bool = False, console: Console | None = None
     ) -> Prediction:
-        """Predict rows under the run's seed and number of draws, unless another number is given."""
-        num_samples = num_samples or self.config.num_samples
-        loader = self.loader(rows, with_labels=with_labels)
+        """Predict encoded rows under the run's seed and number of draws, unless another number is given."""
+        if num_samples is None:
+            num_samples = self.config.num_samples
+        training = self.config.training
+        collate = DataCollatorWithPadding(self.tokenizer)
+        loader: DataLoader[Any] = DataLoader(data, batch_size=training.batch_size, collate_fn=collate)
         what = "predict at the mean" if at_mean else f"predict with {num_samples} draws"
         shown = console is not None and console.is_terminal
         batches = track(loader, what, console=console, transient=True) if shown else loader
-        seed = self.config.training.seed
-        return predict(self.model, self.guide, batches, num_samples=num_samples, seed=seed, at_mean=at_mean)
+        return predict(self.model, self.guide, batches, num_samples=num_samples, seed=training.seed, at_mean=at_mean)
 
 
 def new_run(config: RunConfig) -> Run:
     """A base model with a new head and new adapters, and its posterior at the start; the same for the same seed."""
     with seeded(config.training.seed, torch.device("cpu")):
-        network, tokenizer = load_base_model(config.base_model, config.task.label_names)
-        options = peft.LoraConfig(
-            task_type=peft.TaskType.SEQ_CLS,
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=lora_targets(network, config.lora.targets),
-        )
-        model = BayesianLoRA(peft.get_peft_model(network, options), config.posterior)
-        return Run(config, model, MonteCLoRAGuide(model), tokenizer)
+        base = load_base_model(config.base_model, config.task.label_names)
+        model = BayesianLoRA(add_lora(base.network, base.new_modules, config.lora), config.posterior)
+        return Run(config, model, MonteCLoRAGuide(model), base.tokenizer)
 
 
-def train(run: Run, rows: Sequence[Row], console: Console | None = None, checkpoints: Path | None = None) -> FitResult:
-    """Fit the run on labelled rows, from the newest whole checkpoint where there is one."""
-    data = encode(run.config.task, list(rows), run.tokenizer, max_length=run.config.max_length)
+def train(run: Run, data: "Dataset", console: Console | None = None, checkpoints: Path | None = None) -> FitResult:
+    """Fit the run on encoded, labelled rows, from the newest whole checkpoint where there is one."""
     collate = DataCollatorWithPadding(run.tokenizer)
     return fit(
         run.model, run.guide, data, run.config.training, collate=collate, console=console, checkpoints=checkpoints
@@ -152,13 +102,16 @@ def train(run: Run, rows: Sequence[Row], console: Console | None = None, checkpo
 def fit_run(config: RunConfig, rows: TaskRows, out: Path, *, overwrite: bool, console: Console) -> dict[str, Any]:
     """Fit, evaluate and save a run into `out`; returns its metrics.
 
+    Everything that can be wrong with model, adapters and rows is found before `out` is touched.
+
     Raises:
         RunExistsError: `out` exists and `overwrite` was not said.
     """
+    check_folder(out, overwrite=overwrite)
+    prepared = _Prepared.of(replace(config, rows_digest=digest(rows)), rows)
     claim_folder(out, overwrite=overwrite)
-    config = replace(config, rows_digest=digest(rows))
-    write_json(out / CONFIG_FILE, config.to_json())
-    return _complete(config, rows, out, console)
+    write_json(out / CONFIG_FILE, prepared.run.config.to_json())
+    return _complete(prepared, out, console)
 
 
 def resume_run(out: Path, *, console: Console) -> dict[str, Any]:
@@ -178,26 +131,41 @@ def resume_run(out: Path, *, console: Console) -> dict[str, Any]:
         raise DataError(
             f"the rows of {out} have changed since it was started, so it cannot be resumed. Start a new run."
         )
-    return _complete(config, rows, out, console)
+    return _complete(_Prepared.of(config, rows), out, console)
 
 
-def _complete(config: RunConfig, rows: TaskRows, out: Path, console: Console) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Prepared:
+    """A run that could be built, with rows that could be encoded."""
+
+    run: Run
+    rows: TaskRows
+    train: "Dataset"
+    validation: "Dataset"
+
+    @classmethod
+    def of(cls, config: RunConfig, rows: TaskRows) -> "_Prepared":
+        run = new_run(config)
+        return cls(run, rows, run.encode(rows.train), run.encode(rows.validation))
+
+
+def _complete(prepared: _Prepared, out: Path, console: Console) -> dict[str, Any]:
     """Train from wherever the run is, evaluate, save; the metrics are written last."""
     write_json(out / ENVIRONMENT_FILE, environment())
-    run = new_run(config)
-    result = train(run, rows.train, console, out / CHECKPOINTS_FOLDER)
+    run, rows = prepared.run, prepared.rows
+    result = train(run, prepared.train, console, out / CHECKPOINTS_FOLDER)
     write_jsonl(out / HISTORY_FILE, result.history)
     save_posterior(run.model, run.guide, out / POSTERIOR_FOLDER, overwrite=True)
-    point = run.predict(rows.validation, with_labels=True, at_mean=True, console=console)
-    predictive = run.predict(rows.validation, with_labels=True, console=console)
-    write_jsonl(out / PREDICTIONS_FILE, described_rows(config.task, rows.validation, predictive, point))
+    point = run.predict(prepared.validation, at_mean=True, console=console)
+    predictive = run.predict(prepared.validation, console=console)
+    write_jsonl(out / PREDICTIONS_FILE, described_rows(run.config.task, rows.validation, predictive, point))
     assert predictive.labels is not None
     metrics = {
         "point": evaluate(point.mean_probs, predictive.labels),
         "posterior_predictive": evaluate(predictive.mean_probs, predictive.labels),
         "num_train": len(rows.train),
         "num_validation": len(rows.validation),
-        "num_samples": config.num_samples,
+        "num_samples": run.config.num_samples,
         "train_seconds": round(result.seconds, 3),
     }
     write_json(out / METRICS_FILE, metrics)
@@ -205,67 +173,27 @@ def _complete(config: RunConfig, rows: TaskRows, out: Path, console: Console) ->
     return metrics
 
 
-def read_config(folder: Path) -> RunConfig:
-    """The configuration of a run folder.
-
-    Raises:
-        DataError: no run there.
-    """
-    path = folder / CONFIG_FILE
-    try:
-        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"{folder} is not a run: {path.name} is missing or damaged ({error}). "
-            "Give a folder that 'bayes-lora fit --out' wrote."
-        ) from error
-
-
 def load_run(folder: Path) -> Run:
     """Open a run folder that `fit_run` finished.
 
     Raises:
-        DataError: no run there.
+        DataError: no run there, or an interrupted one.
         PosteriorFileError: its posterior is missing or damaged.
     """
     config = read_config(folder)
-    # The head is replaced by the saved one; whatever else the checkpoint lacks starts as it did in the fit.
+    if not (folder / METRICS_FILE).is_file():  # written last
+        remedy = (
+            "Start it anew with --overwrite."
+            if config.source is None
+            else f"'bayes-lora fit --resume {folder}' goes on with it."
+        )
+        raise DataError(f"{folder} is unfinished: its fit was interrupted. {remedy}")
+    # What the base's checkpoint lacks is new here too, until the posterior replaces it: so the caller's generators
+    # must be left as they were.
     with seeded(config.training.seed, torch.device("cpu")):
-        network, tokenizer = load_base_model(config.base_model, config.task.label_names)
-    model, guide = load_posterior(network, folder / POSTERIOR_FOLDER)
-    return Run(config, model, guide, tokenizer)
-
-
-def own_rows(folder: Path, task: Task) -> list[Row]:
-    """The rows a run was evaluated on, as its predictions file keeps them."""
-    return [
-        {name: row[name] for name in (*task.columns, task.label_column)} for row in read_rows(folder / PREDICTIONS_FILE)
-    ]
-
-
-def described_rows(
-    task: Task, rows: Sequence[Row], predictive: Prediction, point: Prediction | None = None
-) -> list[Row]:
-    """Each row with its predicted class, probabilities by class name, and entropies in nats."""
-    described = []
-    for index, row in enumerate(rows):
-        probs = predictive.mean_probs[index]
-        entry = {
-            **row,
-            "prediction": task.label_names[int(probs.argmax())],
-            "probs": dict(zip(task.label_names, probs.tolist(), strict=True)),
-            "total_entropy": predictive.total_entropy[index].item(),
-            "aleatoric_entropy": predictive.aleatoric_entropy[index].item(),
-            "mutual_information": predictive.mutual_information[index].item(),
-        }
-        if point is not None:
-            entry["point_probs"] = dict(zip(task.label_names, point.mean_probs[index].tolist(), strict=True))
-        described.append(entry)
-    return described
-
-
-def _source(data: Mapping[str, Any]) -> RowsSource:
-    return RowsSource(**{**data, "text_columns": tuple(data["text_columns"])})
+        base = load_base_model(config.base_model, config.task.label_names)
+    model, guide = load_posterior(base.network, folder / POSTERIOR_FOLDER)
+    return Run(config, model, guide, base.tokenizer)
 
 
 def environment() -> dict[str, Any]:
@@ -276,23 +204,3 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "packages": {name: version(name) for name in _RECORDED},
     }
-
-
-def claim_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make an empty folder for a run.
-
-    Raises:
-        RunExistsError: it exists and `overwrite` was not said, or it is not a run that may be deleted.
-    """
-    if folder.exists():
-        if not overwrite:
-            raise RunExistsError(f"{folder} exists already. Choose another --out, or say --overwrite to replace it.")
-        if not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file()):
-            raise RunExistsError(f"{folder} is no run folder, so --overwrite will not delete it. Choose another --out.")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_whole(path, (json.dumps(data, indent=2) + "\n").encode())

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bayes_lora.checks import require_count
+from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import TaskError
 from bayes_lora.experiments.tasks import TASKS, TaskRows, file_task, load_task
 
@@ -23,6 +23,10 @@ class RowsSource:
         label_column: their class.
         limit: use the first so many rows of each split only.
         seed: of the hold-out.
+
+    Raises:
+        TaskError: not one of `task` and `train_file`, or an option of the other one.
+        ConfigurationError: `limit` or `seed` cannot have that value.
     """
 
     task: str | None = None
@@ -39,8 +43,23 @@ class RowsSource:
             raise TaskError(f"Give either --task ({', '.join(TASKS)}) or --train-file, one of the two.")
         if self.train_file is not None and not self.text_columns:
             raise TaskError("--train-file needs --text-columns: one column name, or two separated by a comma.")
+        self._refuse_idle_options()
+        require_seed("--seed", self.seed)
         if self.limit is not None:
             require_count("--limit", self.limit)
+
+    def _refuse_idle_options(self) -> None:
+        """An option that would do nothing is a misunderstanding, which only its user can clear up."""
+        idle: dict[str, object]
+        if self.task is None:
+            idle, why = {"--data-dir": self.data_dir}, "belongs to --task; rows of your own are in --train-file"
+        else:
+            own_label = None if self.label_column == "label" else self.label_column
+            idle = {"--eval-file": self.eval_file, "--text-columns": self.text_columns, "--label-column": own_label}
+            why = f"belongs to --train-file; --task {self.task} says by itself which rows and columns it has"
+        for option, value in idle.items():
+            if value:
+                raise TaskError(f"{option} {why}. Drop one of the two.")
 
     def load(self) -> TaskRows:
         """The task and its rows.

@@ -4,14 +4,21 @@ import difflib
 import string
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bayes_lora.errors import ConfigurationError, DataError, TaskError
+from bayes_lora.errors import DataError, TaskError
 from bayes_lora.experiments.rows import Row, class_names, hold_out, read_rows, with_class_ids
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+# What `described_rows` adds to a row.
+OUTPUT_COLUMNS = (
+    "label_name",
+    "prediction",
+    "probs",
+    "point_probs",
+    "total_entropy",
+    "aleatoric_entropy",
+    "mutual_information",
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Task:
             are saved with a run, where a function could not be.
 
     Raises:
-        TaskError: not one or two texts, fewer than two classes, or a template that is no plain "{column}" format.
+        TaskError: not one or two different texts, a column that predictions have too, fewer than two classes, or a
+            template that is no plain "{column}" format.
     """
 
     name: str
@@ -45,6 +53,14 @@ class Task:
         for what, values in (("text columns", self.text_columns), ("templates", self.templates or self.text_columns)):
             if len(values) not in (1, 2):
                 raise TaskError(f"Task {self.name!r} has {len(values)} {what}, {values}: give one or two.")
+        if len(set(self.text_columns)) < len(self.text_columns):
+            raise TaskError(f"Task {self.name!r} names a text column twice, {self.text_columns}: name it once.")
+        taken = [column for column in (*self.columns, self.label_column) if column in OUTPUT_COLUMNS]
+        if taken:
+            raise TaskError(
+                f"Task {self.name!r}: {', '.join(map(repr, taken))} cannot be a text or label column, since "
+                "predictions have a column of that name. Rename it in the file."
+            )
         if self.label_column in self.columns:
             raise TaskError(
                 f"Task {self.name!r}: column {self.label_column!r} is both text and label. Name two different columns."
@@ -158,8 +174,7 @@ def load_task(name: str, data_dir: Path | None = None) -> TaskRows:
                 f"{name}/validation.jsonl.gz."
             )
         train, validation = (
-            _checked(task, read_rows(path), str(path))
-            for path in (folder / "train.jsonl.gz", folder / "validation.jsonl.gz")
+            checked_rows(task, path) for path in (folder / "train.jsonl.gz", folder / "validation.jsonl.gz")
         )
     return TaskRows(task, train, validation)
 
@@ -181,6 +196,15 @@ def _hub_rows(task: Task, split: str) -> list[Row]:
     return _checked(task, rows, f"{task.hub[0]}, {task.hub[1]}, {split}")
 
 
+def checked_rows(task: Task, path: Path, *, labelled: bool = True) -> list[Row]:
+    """The rows of a file, with every text column and, where `labelled`, a class id; other columns are kept.
+
+    Raises:
+        DataError: the file cannot be read, or a row lacks a text or a class id.
+    """
+    return _checked(task, read_rows(path), str(path), labelled=labelled)
+
+
 def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) -> list[Row]:
     """The rows themselves, once each has its texts and, where `labelled`, a class id."""
     for number, row in enumerate(rows, start=1):
@@ -200,15 +224,6 @@ def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) 
                 f"{len(task.label_names) - 1} ({', '.join(task.label_names)})."
             )
     return rows
-
-
-def unlabelled_rows(task: Task, path: Path) -> list[Row]:
-    """Rows to predict: every text column is there, a label need not be; other columns are kept as they are.
-
-    Raises:
-        DataError: the file cannot be read, or a row lacks a text.
-    """
-    return _checked(task, read_rows(path), str(path), labelled=False)
 
 
 def file_task(
@@ -241,56 +256,12 @@ def file_task(
     """
     # The classes are not known yet: two stand-ins let the same checks of names and texts run first.
     draft = Task(Path(train_file).name.split(".")[0], text_columns, label_column, ("0", "1"))
-    train = _checked(draft, read_rows(train_file), str(train_file), labelled=False)
+    train = checked_rows(draft, Path(train_file), labelled=False)
     names = class_names(train, label_column, train_file)
     train = with_class_ids(train, label_column, names, train_file)
     if eval_file is None:
         train, validation = hold_out(train, label_column, train_file, fraction=holdout, seed=seed)
     else:
-        validation = _checked(draft, read_rows(eval_file), str(eval_file), labelled=False)
+        validation = checked_rows(draft, Path(eval_file), labelled=False)
         validation = with_class_ids(validation, label_column, names, eval_file)
     return TaskRows(replace(draft, label_names=names), train, validation)
-
-
-def encode(
-    task: Task,
-    rows: list[Row],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_length: int | None = None,
-    with_labels: bool = True,
-) -> "Dataset":
-    """The rows as a data set of token lists, not padded: a collator pads each batch. Nothing is cached on disk.
-
-    Args:
-        task: says which texts and which label column.
-        rows: checked rows, at least one.
-        tokenizer: of the base model; of a pair, the longer text is cut first.
-        max_length: tokens per row; None takes the task's, or what the base model can read where that is less.
-        with_labels: adds the column ``labels``.
-
-    Returns:
-        The tokenizer's outputs, each (example, token), and ``labels``, (example,).
-
-    Raises:
-        DataError: no rows.
-        ConfigurationError: `max_length` is more than the base model can read.
-    """
-    from datasets import Dataset
-
-    if not rows:
-        raise DataError(f"Task {task.name!r}: there are no rows to encode. Give at least one.")
-    readable = tokenizer.model_max_length
-    if max_length is not None and not 1 <= max_length <= readable:
-        raise ConfigurationError(
-            f"max_length={max_length!r} must be from 1 to {readable}, what the base model can read."
-        )
-    limit = min(task.max_length, readable) if max_length is None else max_length
-    texts = [list(column) for column in zip(*map(task.texts, rows), strict=True)]
-    # GPT-2's tokenizer sets nothing between the texts of a pair, which would run into each other.
-    if len(texts) == 2 and tokenizer.num_special_tokens_to_add(pair=True) == 0:
-        texts[1] = ["\n" + text for text in texts[1]]
-    columns = dict(tokenizer(*texts, truncation="longest_first", max_length=limit, padding=False))
-    if with_labels:
-        columns["labels"] = [row[task.label_column] for row in rows]
-    return Dataset.from_dict(columns)

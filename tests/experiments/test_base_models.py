@@ -13,8 +13,10 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from transformers.utils import logging as transformers_logging
 
 from bayes_lora.errors import BaseModelError, ConfigurationError
-from bayes_lora.experiments.base_models import load_base_model, lora_targets, resolve_base_model
-from bayes_lora.experiments.tasks import TASKS, encode
+from bayes_lora.experiments.base_models import load_base_model, resolve_base_model
+from bayes_lora.experiments.encoding import encode
+from bayes_lora.experiments.lora import lora_targets
+from bayes_lora.experiments.tasks import TASKS
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
@@ -76,7 +78,7 @@ def test_minilm_gets_a_head_for_the_classes_and_says_nothing(
     messages: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    network, tokenizer = load_base_model("minilm", ("no", "perhaps", "yes"))
+    network, tokenizer, _ = load_base_model("minilm", ("no", "perhaps", "yes"))
     assert messages.text == ""
     assert capsys.readouterr() == ("", "")
     assert (transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()) == (verbosity, bars)
@@ -88,7 +90,7 @@ def test_minilm_gets_a_head_for_the_classes_and_says_nothing(
 def test_a_head_for_other_classes_is_replaced_and_reported(
     bert_folder: Path, messages: pytest.LogCaptureFixture
 ) -> None:
-    network, _ = load_base_model(str(bert_folder), ("a", "b"))
+    network, *_ = load_base_model(str(bert_folder), ("a", "b"))
     assert network.config.num_labels == 2
     assert "MISMATCH" in messages.text
 
@@ -128,7 +130,7 @@ def test_a_folder_without_a_tokenizer_is_refused(bert_folder: Path) -> None:
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end(gpt2_folder: Path) -> None:
-    network, tokenizer = load_base_model(str(gpt2_folder), ("a", "b"))
+    network, tokenizer, _ = load_base_model(str(gpt2_folder), ("a", "b"))
     assert tokenizer.pad_token == "<end>"
     assert network.config.pad_token_id == tokenizer.pad_token_id == 256
     batch = tokenizer(["abc", "abcdef"], padding=True, return_tensors="pt")
@@ -138,7 +140,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(gpt2_folder: Path) -> Non
 
 
 def test_pairs_are_kept_apart_and_cut_to_what_the_network_reads(gpt2_folder: Path) -> None:
-    network, tokenizer = load_base_model(str(gpt2_folder), ("a", "b"))
+    network, tokenizer, _ = load_base_model(str(gpt2_folder), ("a", "b"))
     assert tokenizer.model_max_length == 32
     row = {"sentence1": "One.", "sentence2": "Two.", "label": 0}
     long = {"sentence1": "One.", "sentence2": "two " * 50, "label": 0}
@@ -153,8 +155,8 @@ def test_one_class_is_no_classifier() -> None:
 
 
 def test_targets(gpt2_folder: Path) -> None:
-    minilm, _ = load_base_model("minilm", ("a", "b"))
-    gpt2, _ = load_base_model(str(gpt2_folder), ("a", "b"))
+    minilm, *_ = load_base_model("minilm", ("a", "b"))
+    gpt2, *_ = load_base_model(str(gpt2_folder), ("a", "b"))
     assert lora_targets(minilm, "attention") == ["query", "key", "value"]
     assert lora_targets(gpt2, "attention") == ["c_attn"]
     assert lora_targets(gpt2, "all-linear") == "all-linear"
@@ -170,7 +172,7 @@ def test_targets(gpt2_folder: Path) -> None:
     ],
 )
 def test_targets_that_are_not_there(which: str, message: str) -> None:
-    network, _ = load_base_model("minilm", ("a", "b"))
+    network, *_ = load_base_model("minilm", ("a", "b"))
     with pytest.raises(ConfigurationError, match=message):
         lora_targets(network, which)
 

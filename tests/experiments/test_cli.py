@@ -8,50 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from bayes_lora.errors import (
-    BaseModelError,
-    BayesLoRAError,
-    ConfigurationError,
-    DataError,
-    PosteriorFileError,
-    RunExistsError,
-    TaskError,
-)
-from bayes_lora.experiments.cli import app
-from bayes_lora.experiments.embedded_task import make_embedded_task
+from bayes_lora.errors import RunExistsError
 from bayes_lora.experiments.rows import read_rows, write_jsonl
-
-QUICK = ["--epochs", "1", "--batch-size", "8", "--num-samples", "3", "--max-length", "16"]
-
-
-def run(*arguments: object) -> Any:
-    """The command's result; an error of the library is raised as it is."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if isinstance(result.exception, BayesLoRAError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result
-
-
-@pytest.fixture(scope="module")
-def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    task = make_embedded_task(num_train=24, num_validation=4, num_out_of_distribution=4)
-    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
-    write_jsonl(path, [{"a": row["sentence1"], "b": row["sentence2"], "same": row["label"]} for row in task.rows.train])
-    return path
-
-
-@pytest.fixture(scope="module")
-def fitted(rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    result = run(*fit_arguments(rows_file), "--out", out, "--json", *QUICK)
-    return out, json.loads(result.stdout)
-
-
-def fit_arguments(rows_file: Path) -> list[object]:
-    return ["fit", "--train-file", rows_file, "--text-columns", "a,b", "--label-column", "same"]
+from bayes_lora.experiments.run_config import read_config
+from tests.experiments.commands import QUICK, fit_arguments, run
 
 
 def test_fit_prints_one_json_object_and_leaves_a_whole_run(fitted: tuple[Path, dict[str, Any]]) -> None:
@@ -119,66 +80,76 @@ def test_other_objectives_and_methods(rows_file: Path, tmp_path: Path, objective
     assert config["mixture"] == ("dense" if "elbo" in objective else "sparse")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        (["--task", "mrcp"], TaskError, "There is no task 'mrcp'. Did you mean mrpc"),
-        ([], TaskError, "Give either --task .* or --train-file"),
-        (["--task", "mrpc", "--data-dir", "nowhere"], DataError, "There is no folder .*nowhere/mrpc"),
-        (["--train-file", "ROWS"], TaskError, "--train-file needs --text-columns"),
-        (["--train-file", "ROWS", "--text-columns", "a,c", "--label-column", "same"], DataError, "no column 'c'; it"),
-        (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "y"], DataError, "no column 'y'"),
-        (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--base-model", "./no"],
-         BaseModelError, "looks like a path, but there is no such folder"),
-        (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--temperature", "0.1"],
-         ConfigurationError, "temperature=0.1 belongs to objective='elbo'"),
-        (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--method", "map2"],
-         ConfigurationError, "--method 'map2' is unknown"),
-        (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--limit", "0"],
-         ConfigurationError, "--limit=0 must be an integer >= 1"),
-        (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--degrees-of-freedom", "many"],
-         ConfigurationError, "'many' is not a number"),
-        (["--train-file", "ROWS", "--text-columns", "a,b", "--label-column", "same", "--degrees-of-freedom", "3"],
-         ConfigurationError, "below the LoRA rank 8"),
-    ],
-)  # fmt: skip
-def test_bad_arguments(
-    rows_file: Path, tmp_path: Path, arguments: list[str], error: type[Exception], message: str
-) -> None:
-    filled = [str(rows_file) if argument == "ROWS" else argument for argument in arguments]
-    with pytest.raises(error, match=message):
-        run("fit", *filled, "--out", tmp_path / "run", *QUICK)
+def test_rows_are_shown_as_they_are(rows_file: Path, tmp_path: Path) -> None:
+    odd = [{**row, "a [bold]": f"odd [/b] :smile: {row['a']}", "same": f"[red]{row['same']}"}
+           for row in read_rows(rows_file)]  # fmt: skip
+    write_jsonl(tmp_path / "odd.jsonl", odd)
+    out = tmp_path / "[i]run"
+    columns = ["--text-columns", "a [bold]", "--label-column", "same"]
+    shown = run("fit", "--train-file", tmp_path / "odd.jsonl", *columns, "--out", out, *QUICK).stdout
+    assert f"Saved in {out}." in shown
+    shown = run("predict", out, "--output", tmp_path / "[b]again.jsonl").stdout
+    assert "odd [/b] :smile:" in shown
+    assert "a [bold]" in shown
+    assert "[red]" in shown
+    assert f"written to {tmp_path / '[b]again.jsonl'}." in shown
 
 
-def test_bad_rows_are_named(tmp_path: Path) -> None:
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"a": "x", "y": 0}\n{"a": \n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"bad\.jsonl.*2"):
-        run("fit", "--train-file", bad, "--text-columns", "a", "--label-column", "y", "--out", tmp_path / "run")
-    bad.write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match=r"bad\.jsonl has no rows"):
-        run("fit", "--train-file", bad, "--text-columns", "a", "--label-column", "y", "--out", tmp_path / "run")
+def test_labelled_rows_are_evaluated(fitted: tuple[Path, dict[str, Any]], rows_file: Path, tmp_path: Path) -> None:
+    out, metrics = fitted
+    own = json.loads(run("predict", out, "--json").stdout)
+    assert own["metrics"] == metrics["posterior_predictive"]
+    at_mean = json.loads(run("predict", out, "--mean", "--json").stdout)
+    assert at_mean["metrics"] == metrics["point"]
+    assert "24 labelled rows" in run("predict", out, "--input", rows_file).stdout
+    rows = read_rows(rows_file)
+    for name, value in (("same", "none of the classes"), ("same", True), ("other", 0)):
+        unlabelled = [{key: row[key] for key in ("a", "b")} | {name: value} for row in rows[:1]]
+        write_jsonl(tmp_path / "some.jsonl", [*rows, *unlabelled])
+        found = json.loads(run("predict", out, "--input", tmp_path / "some.jsonl", "--json").stdout)
+        assert "metrics" not in found
+        assert "label_name" not in found["predictions"][0]
 
 
-def test_folders_and_files_are_not_overwritten(
-    fitted: tuple[Path, dict[str, Any]], rows_file: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(RunExistsError, match=r"exists already\. Choose another --out, or say --overwrite"):
-        run(*fit_arguments(rows_file), "--out", fitted[0], *QUICK)
-    (tmp_path / "precious.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunExistsError, match="is no run folder, so --overwrite will not delete it"):
-        run(*fit_arguments(rows_file), "--out", tmp_path, "--overwrite", *QUICK)
-    with pytest.raises(DataError, match=r"exists already\. Choose another --output"):
-        run("predict", fitted[0], "--output", tmp_path / "precious.txt")
-    assert (tmp_path / "precious.txt").read_text(encoding="utf-8") == "mine"
+def test_labels_of_own_files_are_classes_not_their_ids(rows_file: Path, tmp_path: Path) -> None:
+    rows = [{**row, "same": 1 + row["same"]} for row in read_rows(rows_file)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    run(*fit_arguments(tmp_path / "rows.jsonl"), "--out", tmp_path / "run", *QUICK)
+    (tmp_path / "rows.csv").write_text(
+        "a,b,same\n" + "".join(f'"{row["a"]}","{row["b"]}",{row["same"]}\n' for row in rows), encoding="utf-8"
+    )
+    for name in ("rows.jsonl", "rows.csv"):
+        found = json.loads(run("predict", tmp_path / "run", "--input", tmp_path / name, "--json").stdout)
+        right = [row["label_name"] == row["prediction"] for row in found["predictions"]]
+        assert found["metrics"]["accuracy"] == sum(right) / len(right)
+        assert [row["label_name"] for row in found["predictions"]] == [str(row["same"]) for row in rows]
 
 
-def test_what_is_no_run_is_refused(fitted: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is not a run: config\.json is missing"):
-        run("predict", tmp_path)
-    (tmp_path / "config.json").write_bytes((fitted[0] / "config.json").read_bytes())
-    with pytest.raises(PosteriorFileError, match=r"bayes_lora\.json is missing"):
-        run("predict", tmp_path)
+def test_every_option_arrives(rows_file: Path, tmp_path: Path) -> None:
+    text = """
+        --method monteclora_sparse --limit 20 --max-length 12 --num-samples 2 --seed 3
+        --epochs 2 --lr 0.002 --posterior-lr 0.03 --weight-decay 0.04 --batch-size 5 --save-every 7
+        --rank 3 --lora-alpha 6 --lora-dropout 0.1 --targets query
+        --sample-scale 0.01 --num-components 2 --num-outer-samples 2 --sampler explicit
+        --degrees-of-freedom 9 --prior-concentration 1.5 --init-concentration random
+        --kl-weight 0.001 --cooperative-weight 0.5
+    """
+    run(*fit_arguments(rows_file), "--out", tmp_path / "run", *text.split())
+    config = read_config(tmp_path / "run")
+    assert (config.method, config.num_samples, config.max_length) == ("monteclora_sparse", 2, 12)
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets) == (3, 6, 0.1, "query")
+    training = config.training
+    assert (training.epochs, training.batch_size, training.save_every, training.seed) == (2, 5, 7, 3)
+    assert (training.learning_rate, training.posterior_learning_rate, training.weight_decay) == (0.002, 0.03, 0.04)
+    posterior = config.posterior
+    assert (posterior.num_components, posterior.num_outer_samples, posterior.sampler) == (2, 2, "explicit")
+    assert (posterior.sample_scale, posterior.degrees_of_freedom, posterior.mixture) == (0.01, 9.0, "sparse")
+    assert (posterior.prior_concentration, posterior.init_concentration) == (1.5, "random")
+    assert (posterior.kl_weight, posterior.cooperative_weight, posterior.objective) == (0.001, 0.5, "paper")
+    assert config.source is not None
+    assert (config.source.limit, config.source.seed, config.source.label_column) == (20, 3, "same")
+    written = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(config.to_json()))
 
 
 def test_an_error_is_one_message_and_a_status(tmp_path: Path) -> None:
@@ -208,17 +179,3 @@ def test_an_interrupted_fit_is_resumed_to_the_same_end(rows_file: Path, tmp_path
     assert not (cut / "checkpoints").exists()
     with pytest.raises(RunExistsError, match="is finished: there is nothing to resume"):
         run("fit", "--resume", cut)
-
-
-def test_what_cannot_be_resumed(rows_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"Give --out, .* or --resume"):
-        run(*fit_arguments(rows_file))
-    with pytest.raises(DataError, match="is not a run"):
-        run("fit", "--resume", tmp_path)
-    copied = tmp_path / "rows.jsonl"
-    copied.write_bytes(rows_file.read_bytes())
-    run(*fit_arguments(copied), "--out", tmp_path / "run", *QUICK)
-    (tmp_path / "run" / "metrics.json").unlink()
-    write_jsonl(copied, read_rows(copied)[1:])
-    with pytest.raises(DataError, match="have changed since it was started"):
-        run("fit", "--resume", tmp_path / "run")

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.embedded_task import EMBEDDED, NOISE_RATES, EmbeddedTask, make_embedded_task
+from bayes_lora.experiments.encoding import encode
 from bayes_lora.experiments.rows import Row
-from bayes_lora.experiments.tasks import Task, encode
+from bayes_lora.experiments.tasks import Task
 
 # Words that any English text has; they are no topic's.
 FUNCTION_WORDS = {"the", "is", "that", "it", "was", "by", "in", "of", "at"}

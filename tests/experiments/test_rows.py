@@ -38,7 +38,7 @@ def test_a_row_that_json_cannot_hold_leaves_the_old_file(tmp_path: Path, value: 
 
 def test_a_write_that_fails_leaves_no_partial_file(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(DataError, match=r"rows\.jsonl cannot be written: Is a directory\. Choose another place"):
         write_jsonl(tmp_path / "rows.jsonl", ROWS)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 

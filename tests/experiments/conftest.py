@@ -1,0 +1,28 @@
+"""A small file of rows, and a run fitted on it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bayes_lora.experiments.embedded_task import make_embedded_task
+from bayes_lora.experiments.rows import write_jsonl
+from tests.experiments.commands import QUICK, fit_arguments, run
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of sentences in columns a and b, with the class 0 or 1 in column same."""
+    task = make_embedded_task(num_train=24, num_validation=4, num_out_of_distribution=4)
+    path = tmp_path_factory.mktemp("rows") / "pairs.jsonl"
+    write_jsonl(path, [{"a": row["sentence1"], "b": row["sentence2"], "same": row["label"]} for row in task.rows.train])
+    return path
+
+
+@pytest.fixture(scope="session")
+def fitted(rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run's folder, and what fit printed; tests leave the folder as it is."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = run(*fit_arguments(rows_file), "--out", out, "--json", *QUICK)
+    return out, json.loads(result.stdout)
