@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from bayes_lora.inference import FitOptions, fit
 from tests.networks import build_network, build_pair
 
-OPTIONS = FitOptions(epochs=5, batch_size=8, learning_rate=1e-2, log_every=2, save_every=2, seed=3)
-NUM_STEPS = 40
+OPTIONS = FitOptions(epochs=15, batch_size=8, learning_rate=1e-2, log_every=2, save_every=2, seed=3)
+NUM_STEPS = 120
 
 
 class Rows(Dataset[dict[str, Any]]):

@@ -1,6 +1,7 @@
 """The command line, on the real MiniLM and small files."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bayes_lora.errors import RunExistsError
 from bayes_lora.experiments.rows import read_rows, write_jsonl
@@ -167,7 +169,9 @@ def test_an_interrupted_fit_is_resumed_to_the_same_end(rows_file: Path, tmp_path
     run(*fit_arguments(rows_file), "--out", whole, *options)
     command = [sys.executable, "-c", "from bayes_lora.experiments.cli import main; main()"]
     arguments = [str(argument) for argument in (*fit_arguments(rows_file), "--out", cut, *options)]
-    process = subprocess.Popen(command + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # As many threads as here: sums over another number of threads round differently.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command + arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     while process.poll() is None and not list(cut.glob("checkpoints/checkpoint-*/complete.json")):
         time.sleep(0.02)
     process.kill()

@@ -48,8 +48,9 @@ def kill_and_resume(folder: Path, whole: dict[str, Tensor], kills: int, seed: in
     rng = random.Random(seed)
     struck = 0
     while struck < kills:
-        # Rows read before the kill: little enough that the run is not over, so much that it has got further.
-        struck += kill_after(start(folder), rng.randint(1, ROWS_READ // kills), rng.uniform(0, 0.1))
+        # At a random row, and a random moment of the step after it: far enough that checkpoints have been written,
+        # early enough that the run is not over, whatever the machine's speed.
+        struck += kill_after(start(folder), rng.randint(1, ROWS_READ // (2 * kills)), rng.uniform(0, 0.02))
         assert not (folder / "final.safetensors").exists()
     process = start(folder)
     _, errors = process.communicate()
@@ -80,14 +81,14 @@ def test_damaged_checkpoints_are_passed_over(whole: tuple[Path, dict[str, Tensor
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder)
     checkpoints = folder / "checkpoints"
-    assert newest_whole(checkpoints) == checkpoints / "checkpoint-40"
-    damaged = checkpoints / "checkpoint-40" / "model.safetensors"
+    assert newest_whole(checkpoints) == checkpoints / "checkpoint-120"
+    damaged = checkpoints / "checkpoint-120" / "model.safetensors"
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
     with pytest.raises(CheckpointFileError, match=r"model\.safetensors is missing or damaged"):
-        require_whole(checkpoints / "checkpoint-40")
-    assert newest_whole(checkpoints) == checkpoints / "checkpoint-38"
+        require_whole(checkpoints / "checkpoint-120")
+    assert newest_whole(checkpoints) == checkpoints / "checkpoint-118"
     again = run(folder)
     assert all(torch.equal(again[name], value) for name, value in whole[1].items())
 
