@@ -109,7 +109,7 @@ def fit(
         console: where the progress bar goes; None shows none.
         checkpoints: folder for a checkpoint every `save_every` steps. Where it holds a whole one of an earlier,
             interrupted fit with the same arguments, training goes on from there, to the same end bit for bit on the
-            CPU. None writes nothing.
+            CPU with the same number of threads. None writes nothing.
 
     Raises:
         DataError: no examples, or examples without labels.
