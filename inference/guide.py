@@ -85,8 +85,10 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
         if config.objective == "paper":
             return ColumnNormal(factors(), group.in_features, validate_args=False)
         spread = pi.square().sum(-1).sqrt() if config.mixture == "dense" else torch.ones_like(pi[..., 0])
-        scale = sites.sample_scale * spread[..., None, None]
-        return ColumnNormal(scale * factors(), group.in_features, sites.means(group), validate_args=False)
+        scale = self.model.group_scale(group) * spread
+        return ColumnNormal(
+            scale[..., None, None] * factors(), group.in_features, sites.means(group), validate_args=False
+        )
 
 
 def _refuse_unsupported_elbo() -> None:

@@ -26,14 +26,15 @@ POSTERIOR_FILE = "posterior.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"  # these two are PEFT's
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 DESCRIPTION_FILE = "bayes_lora.json"
+_SCALE = "sample_scale"
 
 
 def save_posterior(model: BayesianLoRA, guide: MonteCLoRAGuide, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write the mean adapter and the posterior into `folder`, whole or not at all.
 
     The folder is a PEFT adapter folder, which ``PeftModel.from_pretrained`` opens as the mean adapter without this
-    library, plus `posterior.safetensors` (alpha and v, as logarithms) and `bayes_lora.json` (schema version, config,
-    adapter order, checksums of both weight files, fingerprint of the base model).
+    library, plus `posterior.safetensors` (alpha and v, as logarithms, and epsilon) and `bayes_lora.json` (schema
+    version, config, adapter order, checksums of both weight files, fingerprint of the base model).
 
     Raises:
         RunExistsError: the folder exists and `overwrite` was not said.
@@ -53,7 +54,8 @@ def save_posterior(model: BayesianLoRA, guide: MonteCLoRAGuide, folder: str | Pa
     temporary.mkdir()
     try:
         model.network.save_pretrained(str(temporary))  # type: ignore[operator]
-        state = {name: value.detach().cpu().contiguous() for name, value in guide.state_dict().items()}
+        learned = {**guide.state_dict(), _SCALE: model.sample_scale}
+        state = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
         save_file(state, temporary / POSTERIOR_FILE)
         description = {
             "schema_version": SCHEMA_VERSION,
@@ -133,8 +135,10 @@ def load_posterior(base_network: nn.Module, folder: str | Path) -> tuple[Bayesia
         )
     guide = MonteCLoRAGuide(model)
     try:
-        guide.load_state_dict(load_file(folder / POSTERIOR_FILE))
-    except (RuntimeError, SafetensorError) as error:
+        state = load_file(folder / POSTERIOR_FILE)
+        model.set_sample_scale(state.pop(_SCALE))
+        guide.load_state_dict(state)
+    except (RuntimeError, KeyError, BayesLoRAError, SafetensorError) as error:
         raise PosteriorFileError(f"{folder / POSTERIOR_FILE} does not fit the adapters: {error}") from error
     return model.eval(), guide
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from bayes_lora.adapters import AdapterGroup, check_state
 from bayes_lora.column_normal import ColumnNormal
 from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.errors import AdapterError, LikelihoodError
+from bayes_lora.errors import AdapterError, ConfigurationError, LikelihoodError
 from bayes_lora.models.latent_sites import Latents, LatentSites
 from bayes_lora.models.likelihood import Classification, Likelihood
+from bayes_lora.precision import posterior_dtype
 
 
 class BayesianLoRA(nn.Module):
@@ -39,6 +40,9 @@ class BayesianLoRA(nn.Module):
         config: the posterior's options.
         likelihood: what the logits say about the labels; classification where not given.
 
+    Attributes:
+        sample_scale: epsilon of each adapter, (adapter,); see `set_sample_scale`.
+
     Raises:
         AdapterError, UnsupportedAdapterError: see `bayes_lora.adapters.find_adapters`.
         ConfigurationError: degrees of freedom below a rank.
@@ -57,6 +61,10 @@ class BayesianLoRA(nn.Module):
         self.network = network
         self.config = config
         self.sites = LatentSites(network, config)
+        self.sample_scale: Tensor
+        self.register_buffer(
+            "sample_scale", self.sites.example.new_full((len(self.sites.adapters),), config.sample_scale)
+        )
         self._adapters_known = self._adapter_state()
         self._active = {adapter.name: list(adapter.layer.active_adapters) for adapter in self.sites.adapters}
         self._checkpointable: list[Any] = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
@@ -97,26 +105,58 @@ class BayesianLoRA(nn.Module):
         """What a draw adds to mu, for each group: (adapter, rank, in_features).
 
         explicit  eps sum_k pi_k S_k;  collapsed  eps sqrt(sum_k pi_k^2) S;  sparse  eps S_{argmax pi};
-        each averaged over the outer draws. Objective "elbo": A - mu.
+        each averaged over the outer draws, with eps the adapter's `sample_scale`. Objective "elbo": A - mu.
         """
-        config, eps = self.config, self.sites.sample_scale
+        config = self.config
         found = []
         for group, value in zip(self.sites.groups, latents.columns, strict=True):
             if config.objective == "elbo":
                 found.append((value - self.sites.means(group)).mT)
                 continue
+            eps = self.group_scale(group)
             pi = latents.weights[..., group.start : group.stop, :]
             if config.sampler == "explicit" and config.mixture == "dense":
-                noise = torch.einsum("...k,...knr->...nr", pi, value)
+                noise = torch.einsum("...k,...knr->...nr", eps[:, None] * pi, value)
             elif config.sampler == "explicit":
                 largest = pi.argmax(-1)[..., None, None, None].expand(*value.shape[:-3], 1, *value.shape[-2:])
-                noise = value.gather(-3, largest).squeeze(-3)
+                noise = eps[:, None, None] * value.gather(-3, largest).squeeze(-3)
             elif config.mixture == "dense":
-                noise = pi.square().sum(-1).sqrt()[..., None, None] * value
+                noise = (eps * pi.square().sum(-1).sqrt())[..., None, None] * value
             else:
-                noise = value
-            found.append(eps * (noise.mean(0) if self.sites.outer_shape else noise).mT)
+                noise = eps[:, None, None] * value
+            found.append((noise.mean(0) if self.sites.outer_shape else noise).mT)
         return found
+
+    def group_scale(self, group: AdapterGroup) -> Tensor:
+        """epsilon of the group's adapters, (adapter,)."""
+        return self.sample_scale[group.start : group.stop]
+
+    def set_sample_scale(self, scale: float | Tensor) -> None:
+        """Use another epsilon from now on: one number, or one for each adapter, in the order of `sites.names`.
+
+        It is part of the posterior: checkpoints and `save_posterior` keep it; `config.sample_scale` stays what the
+        fit was started with.
+
+        Raises:
+            ConfigurationError: negative, not finite, of another length, or 0 under objective "elbo".
+        """
+        values = torch.as_tensor(scale, dtype=torch.float64, device="cpu").detach()
+        allowed = values > 0 if self.config.objective == "elbo" else values >= 0
+        if values.shape not in ((), self.sample_scale.shape) or not (allowed & values.isfinite()).all():
+            least = "above 0" if self.config.objective == "elbo" else "of at least 0"
+            raise ConfigurationError(
+                f"sample_scale={scale!r} must be one finite number {least}, or {len(self.sample_scale)} of them, one "
+                "for each adapter in model.sites.names."
+            )
+        self.sample_scale.copy_(values)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "BayesianLoRA":
+        # Sampling stays in float32 or better where the network is cast to half precision.
+        before = self.sample_scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if posterior_dtype(self.sample_scale.dtype) != self.sample_scale.dtype:
+            self.sample_scale = before.to(self.sample_scale.device)
+        return self
 
     @contextmanager
     def perturbed(self, perturbations: Sequence[Tensor], num_rows: int | None = None) -> Iterator[None]:
