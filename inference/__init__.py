@@ -1,12 +1,14 @@
 """Inference: the guide, objectives, training, the posterior predictive, saving and loading."""
 
+from bayes_lora.inference.fit_options import FitOptions
 from bayes_lora.inference.guide import MonteCLoRAGuide
 from bayes_lora.inference.metrics import evaluate
 from bayes_lora.inference.objective import ItemizedELBO
 from bayes_lora.inference.predictive import Prediction, predict
+from bayes_lora.inference.scale_schedule import SampleScaleSchedule
 from bayes_lora.inference.storage import load_posterior, save_posterior
 from bayes_lora.inference.trainer import SVITrainer
-from bayes_lora.inference.training import FitOptions, FitResult, fit
+from bayes_lora.inference.training import FitResult, fit, fit_network
 
 __all__ = [
     "FitOptions",
@@ -15,8 +17,10 @@ __all__ = [
     "MonteCLoRAGuide",
     "Prediction",
     "SVITrainer",
+    "SampleScaleSchedule",
     "evaluate",
     "fit",
+    "fit_network",
     "load_posterior",
     "predict",
     "save_posterior",

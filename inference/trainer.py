@@ -1,40 +1,42 @@
 """Training under the transformers Trainer: its loss is the ELBO of model and guide."""
 
 import inspect
-from pathlib import Path
+import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, TrainerCallback, TrainingArguments
 
 from bayes_lora.checks import require_count, require_positive
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.checkpoints import newest_whole, require_whole, seal
 from bayes_lora.inference.ledger import Ledger
 from bayes_lora.inference.metrics import evaluate
 from bayes_lora.inference.objective import ItemizedELBO
 from bayes_lora.inference.predictive import predict
 from bayes_lora.inference.randomness import stream
+from bayes_lora.inference.scale_schedule import SampleScaleSchedule
+from bayes_lora.inference.sealed_trainer import SealedTrainer
 from bayes_lora.models import BayesianLoRA
 
 
 class SVIModule(nn.Module):
     """Model and guide as one module, so that DDP, checkpoints and optimizers see the parameters of both.
 
-    Called with a batch it returns ``{"loss": the objective, "logits": (example, class)}``; the logits are those of
-    the draw that the loss was computed with. The terms of the last loss are in `elbo.terms`.
+    Called with a batch it returns ``{"loss": the objective}``. The terms of the last loss are in `elbo.terms`.
     """
 
     # Else the Trainer takes the loss as summed over the batches of a step, and does not divide it by their number.
     accepts_loss_kwargs = False
     _keys_to_ignore_on_save = None
 
-    def __init__(self, model: BayesianLoRA, guide: nn.Module) -> None:
+    def __init__(self, model: BayesianLoRA, guide: nn.Module, schedule: SampleScaleSchedule | None = None) -> None:
         super().__init__()
         self.model = model
         self.guide = guide
+        self.schedule = schedule
         self.elbo = ItemizedELBO()
 
     @property
@@ -43,7 +45,22 @@ class SVIModule(nn.Module):
         return getattr(self.model.network, "config", None)
 
     def forward(self, **batch: Any) -> dict[str, Tensor]:
-        return {"loss": self.elbo.differentiable_loss(self.model, self.guide, **batch)}
+        schedule = self.schedule if self.training else None
+        if schedule is None:
+            return {"loss": self.elbo.differentiable_loss(self.model, self.guide, **batch)}
+        seen: list[Tensor] = []
+
+        def watched(**batch: Any) -> Tensor:
+            seen.append(self.model(**batch))
+            return seen[-1]
+
+        loss = self.elbo.differentiable_loss(watched, self.guide, **batch)
+        schedule.observe(seen[-1], self.elbo.terms["nll"])
+        return {"loss": loss}
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Those of the network."""
+        return self.model.network.get_input_embeddings()  # type: ignore[operator,no-any-return]
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Passed on to the network."""
@@ -57,12 +74,13 @@ class SVIModule(nn.Module):
         return type(state)((name, value) for name, value in state.items() if name.removeprefix(prefix) not in frozen)
 
 
-class SVITrainer(Trainer):
+class SVITrainer(SealedTrainer):
     """`transformers.Trainer` whose loss is the Pyro ELBO of model and guide.
 
     Everything else is the Trainer's: schedulers, callbacks, accumulation, clipping, checkpoints, reports. It logs the
     loss terms beside the loss, each the mean over the steps since the last log, and evaluates the posterior
-    predictive (accuracy, nll, ece, brier) and the point estimate (the same with `point_` before).
+    predictive (accuracy, nll, ece, brier) and the point estimate (the same with `point_` before). `predict`, and a
+    `compute_metrics` of your own, see the posterior predictive's log probabilities where other models give logits.
 
     Args:
         model: the Pyro model.
@@ -70,11 +88,14 @@ class SVITrainer(Trainer):
         args: TrainingArguments; `learning_rate` is that of the network's parameters.
         posterior_learning_rate: peak learning rate of the guide's parameters, which have no weight decay.
         num_samples: posterior draws of an evaluation, seeded with `args.seed`.
+        scale_schedule: moves the model's `sample_scale` during training; None leaves it alone.
+        compute_metrics: more metrics, of an EvalPrediction as any Trainer gives it.
         kwargs: the Trainer's own: data_collator, train_dataset, eval_dataset, callbacks and so on.
 
     Raises:
         NonFiniteLossError: when a log finds that a term of the loss has become NaN or infinite.
-        ConfigurationError: several GPUs in one process.
+        ConfigurationError: an option of the Trainer under which the loss would not be the objective: sharding (FSDP,
+            DeepSpeed), several GPUs in one process, label smoothing, a loss function of your own.
 
     Example:
         >>> trainer = SVITrainer(model, guide, TrainingArguments("out"), train_dataset=data)  # doctest: +SKIP
@@ -89,17 +110,22 @@ class SVITrainer(Trainer):
         *,
         posterior_learning_rate: float = 1e-2,
         num_samples: int = 16,
+        scale_schedule: SampleScaleSchedule | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         require_positive("posterior_learning_rate", posterior_learning_rate)
         require_count("num_samples", num_samples)
+        _refuse_unsupported(args, kwargs)
         self.posterior_learning_rate = posterior_learning_rate
         self.num_samples = num_samples
-        self.svi = SVIModule(model, guide)
+        self.svi = SVIModule(model, guide, scale_schedule)
         self._ledger = Ledger()
-        kwargs.setdefault("compute_metrics", predictive_metrics)
-        super().__init__(self.svi, args, **kwargs)
+        self._more_metrics = compute_metrics
+        super().__init__(self.svi, args, compute_metrics=self._metrics, **kwargs)
         self.add_callback(_OwnDraws())
+        if scale_schedule is not None:
+            self.add_callback(_MoveScale(self.svi))
         if self.args.n_gpu > 1:
             raise ConfigurationError(
                 f"{self.args.n_gpu} GPUs in one process would run copies of the network that do not see the noise. "
@@ -139,31 +165,16 @@ class SVITrainer(Trainer):
             logs = {**logs, **terms}
         super().log(logs, start_time)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; with True, from the newest whole checkpoint in `args.output_dir`, or from the start if there is none.
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; `predictions` are log probabilities of the posterior predictive (example, class)."""
+        output = super().predict(*args, **kwargs)
+        return output._replace(predictions=output.predictions[0])
 
-        Raises:
-            CheckpointFileError: the checkpoint named is cut short or damaged.
-        """
-        if resume_from_checkpoint is True:
-            newest = newest_whole(Path(str(self.args.output_dir)))
-            resume_from_checkpoint = None if newest is None else str(newest)
-        elif resume_from_checkpoint:
-            require_whole(Path(resume_from_checkpoint))
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        if self.args.should_save:
-            seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, with the global generators as they were afterwards.
-
-        A data loader draws its seed from them, so that a run which evaluates would differ from one resumed after it.
-        """
-        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
-            return super().evaluation_loop(*args, **kwargs)
+    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        more = {}
+        if self._more_metrics is not None:
+            more = self._more_metrics(EvalPrediction(prediction.predictions[0], prediction.label_ids))
+        return {**predictive_metrics(prediction), **more}
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # Checkpoints hold what is trained; the frozen base is missing there by design.
@@ -204,6 +215,41 @@ class _OwnDraws(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size > 1:
             torch.manual_seed(stream(args.seed, args.process_index))
+
+
+class _MoveScale(TrainerCallback):
+    """Sets the sample scale before every step; with the last one the schedule is complete."""
+
+    def __init__(self, svi: SVIModule) -> None:
+        self._svi = svi
+
+    def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self._svi.schedule is not None
+        self._svi.schedule.apply_to(self._svi.model, (state.global_step + 1) / state.max_steps)
+
+
+def _refuse_unsupported(args: TrainingArguments | None, given: dict[str, Any]) -> None:
+    """Raise for what would train something else than the objective, or nothing."""
+    sharded = {
+        "FSDP": getattr(args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
+        "DeepSpeed": getattr(args, "deepspeed", None)
+        or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
+    }
+    for name, found in sharded.items():
+        if found:
+            raise ConfigurationError(
+                f"{name} is not supported: it keeps a part of each weight on each process, while noise is added to "
+                "whole LoRA-A matrices, and the ELBO reads them outside the network's forward pass. Use one process "
+                f"per GPU without {name} (torchrun or accelerate launch), with a 4-bit base if it is too large."
+            )
+    if getattr(args, "label_smoothing_factor", 0.0) != 0:
+        raise ConfigurationError(
+            "label_smoothing_factor changes the loss outside the model, which would no longer be the ELBO. Drop it."
+        )
+    if given.get("compute_loss_func") is not None:
+        raise ConfigurationError(
+            "compute_loss_func would replace the ELBO. Pass a likelihood of your own to BayesianLoRA instead."
+        )
 
 
 def predictive_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,65 +11,19 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import (
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import PrinterCallback, TrainingArguments, default_data_collator
 
-from bayes_lora.checks import require_count, require_fraction, require_non_negative, require_positive, require_seed
-from bayes_lora.errors import DataError, NonFiniteLossError
-from bayes_lora.inference.objective import TERMS
+from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
+from bayes_lora.inference.fit_options import FitOptions
+from bayes_lora.inference.progress import Display, history_entry, progress_bar
 from bayes_lora.inference.randomness import seeded
+from bayes_lora.inference.sealed_trainer import SealedTrainer
 from bayes_lora.inference.trainer import SVITrainer
 from bayes_lora.models import BayesianLoRA
 
 Collate = Callable[[list[Any]], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How `fit` trains.
-
-    Attributes:
-        epochs: passes over the training set.
-        batch_size: examples a step.
-        learning_rate: of LoRA-A's mean, LoRA-B and the task head, at its peak.
-        posterior_learning_rate: of log alpha and log v, at its peak.
-        weight_decay: on the network's matrices; never on biases, alpha and v.
-        warmup_ratio: part of the steps over which the learning rates rise; they then fall linearly to zero.
-        max_grad_norm: gradients are clipped to this norm over all parameters together.
-        seed: of the order of examples, dropout and the posterior draws.
-        log_every: steps between entries of the history.
-        save_every: steps between checkpoints, where they are kept.
-    """
-
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float = 3e-4
-    posterior_learning_rate: float = 1e-2
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.06
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    log_every: int = 10
-    save_every: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "log_every", "save_every"):
-            require_count(name, getattr(self, name))
-        for name in ("learning_rate", "posterior_learning_rate", "max_grad_norm"):
-            require_positive(name, getattr(self, name))
-        require_fraction("warmup_ratio", self.warmup_ratio)
-        require_seed("seed", self.seed)
-        require_non_negative("weight_decay", self.weight_decay)
 
 
 @dataclass
@@ -98,7 +53,8 @@ def fit(
     """Minimize the objective over model and guide: AdamW, linear warm-up and decay, gradient clipping.
 
     `SVITrainer` with the settings most fits need; the caller's generators are left as they were.
-    Everything in the network that requires a gradient is trained, and everything in the guide.
+    Everything in the network that requires a gradient is trained, unless `options.phases` says otherwise, and
+    everything in the guide.
 
     Args:
         model: the model; it is left in evaluation mode.
@@ -119,14 +75,101 @@ def fit(
         >>> result = fit(model, guide, dataset, FitOptions(epochs=1))  # doctest: +SKIP
     """
     options = options or FitOptions()
-    _check_dataset(train_dataset)
-    device = model.sites.example.device
-    num_steps = options.epochs * math.ceil(len(train_dataset) / options.batch_size)  # type: ignore[arg-type]
-    started = time.perf_counter()
-    with seeded(options.seed, device), TemporaryDirectory() as scratch, _progress(console) as progress:
-        arguments = TrainingArguments(
-            scratch if checkpoints is None else str(checkpoints),
-            num_train_epochs=options.epochs,
+    num_steps = _num_steps(train_dataset, options)
+    training = _Training(train_dataset, options, collate, console, model.sites.example.device)
+    if options.phases == "joint":
+        return training.of_both(model, guide, num_steps, checkpoints)
+    if options.phases == "posterior":
+        with _frozen(model.network):
+            return training.of_both(model, guide, num_steps, checkpoints)
+    if num_steps < 2:
+        raise ConfigurationError(
+            f"phases='means_then_posterior' needs at least two steps, and there are {num_steps}: more epochs or a "
+            "smaller batch_size give more."
+        )
+    first = num_steps // 2
+    # Where the second phase was interrupted, this only loads what the first one ended with.
+    means = training.of_network(model.network, first, checkpoints and checkpoints / "means")
+    with _frozen(model.network):
+        posterior = training.of_both(model, guide, num_steps - first, checkpoints and checkpoints / "posterior")
+    later = [{**entry, "step": entry["step"] + first} for entry in posterior.history]
+    return FitResult([*means.history, *later], means.seconds + posterior.seconds)
+
+
+def fit_network(
+    network: nn.Module,
+    train_dataset: Dataset[Any] | Sequence[Any],
+    options: FitOptions | None = None,
+    *,
+    collate: Collate = default_data_collator,
+    console: Console | None = None,
+    checkpoints: Path | None = None,
+) -> FitResult:
+    """Train a network on its own loss, without a posterior: the point estimate, with the settings of `fit`.
+
+    Any transformers or PEFT model with a task head; what requires a gradient is trained. Arguments and errors are
+    those of `fit`; options of the posterior do nothing here.
+    """
+    options = options or FitOptions()
+    num_steps = _num_steps(train_dataset, options)
+    device = next(network.parameters()).device
+    return _Training(train_dataset, options, collate, console, device).of_network(network, num_steps, checkpoints)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the phases of a fit have in common."""
+
+    dataset: Any
+    options: FitOptions
+    collate: Collate
+    console: Console | None
+    device: torch.device
+
+    def of_both(self, model: BayesianLoRA, guide: nn.Module, num_steps: int, checkpoints: Path | None) -> FitResult:
+        """Train everything in model and guide that requires a gradient, on the objective."""
+        schedule = self.options.new_schedule()
+        rate = self.options.posterior_learning_rate
+
+        def build(**common: Any) -> SVITrainer:
+            schedule_on_device = None if schedule is None else schedule.to(self.device)
+            return SVITrainer(model, guide, posterior_learning_rate=rate, scale_schedule=schedule_on_device, **common)
+
+        result = self._run(build, "fit", num_steps, checkpoints)
+        model.clear_perturbation()
+        _check_finite(model, guide)
+        model.eval()
+        return result
+
+    def of_network(self, network: nn.Module, num_steps: int, checkpoints: Path | None) -> FitResult:
+        """Train everything in the network that requires a gradient, on its own loss."""
+        result = self._run(lambda **common: SealedTrainer(network, **common), "fit network", num_steps, checkpoints)
+        _check_finite(network)
+        network.eval()
+        return result
+
+    def _run(
+        self, build: Callable[..., SealedTrainer], what: str, num_steps: int, checkpoints: Path | None
+    ) -> FitResult:
+        started = time.perf_counter()
+        bar = progress_bar(self.console)
+        with seeded(self.options.seed, self.device), TemporaryDirectory() as scratch, bar as progress:
+            trainer = build(
+                args=self._arguments(checkpoints or Path(scratch), num_steps, saves=checkpoints is not None),
+                train_dataset=self.dataset,
+                data_collator=self.collate,
+                callbacks=[Display(progress, what, num_steps)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train(resume_from_checkpoint=checkpoints is not None)
+        history = [history_entry(logs) for logs in trainer.state.log_history if "loss" in logs]
+        return FitResult(history, time.perf_counter() - started)
+
+    def _arguments(self, folder: Path, num_steps: int, *, saves: bool) -> TrainingArguments:
+        options = self.options
+        return TrainingArguments(
+            str(folder),
+            max_steps=num_steps,
             per_device_train_batch_size=options.batch_size,
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
@@ -134,30 +177,32 @@ def fit(
             max_grad_norm=options.max_grad_norm,
             seed=options.seed,
             logging_steps=options.log_every,
-            save_strategy="no" if checkpoints is None else "steps",
+            save_strategy="steps" if saves else "no",
             save_steps=options.save_every,
             save_total_limit=2,
             report_to="none",
             disable_tqdm=True,
-            use_cpu=device.type == "cpu",
-            dataloader_pin_memory=device.type != "cpu",
+            use_cpu=self.device.type == "cpu",
+            dataloader_pin_memory=self.device.type != "cpu",
         )
-        trainer = SVITrainer(
-            model,
-            guide,
-            arguments,
-            posterior_learning_rate=options.posterior_learning_rate,
-            train_dataset=train_dataset,
-            data_collator=collate,
-            callbacks=[_Display(progress, num_steps)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=checkpoints is not None)
-    model.eval()
-    model.clear_perturbation()
-    _check_finite(model, guide)
-    history = [_entry(logs) for logs in trainer.state.log_history if "loss" in logs]
-    return FitResult(history, time.perf_counter() - started)
+
+
+def _num_steps(dataset: Any, options: FitOptions) -> int:
+    _check_dataset(dataset)
+    return options.epochs * math.ceil(len(dataset) / options.batch_size)
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Nothing in the network requires a gradient inside."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _check_dataset(dataset: Any) -> None:
@@ -177,53 +222,3 @@ def _check_finite(*modules: nn.Module) -> None:
                     f"{name} is NaN or infinite after the last step. Lower the learning rate, or look for NaN in the "
                     "inputs."
                 )
-
-
-class _Display(TrainerCallback):
-    """Moves the progress bar, and has the last step logged, whatever its number."""
-
-    def __init__(self, progress: Progress, num_steps: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task("fit", total=num_steps, terms="")
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._progress.update(self._task, completed=state.global_step)
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._progress.advance(self._task)
-        control.should_log = control.should_log or state.global_step == state.max_steps
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self._progress.update(self._task, terms=_describe(logs))
-
-
-def _entry(logs: dict[str, float]) -> dict[str, float]:
-    first = ("step", "epoch", "learning_rate", "loss")
-    return {name: logs[name] for name in (*first, *TERMS.values()) if name in logs}
-
-
-def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=8),
-        MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
-        TextColumn("left"),
-        TextColumn("{task.fields[terms]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-        console=console,
-        disable=console is None,
-    )
-
-
-_SHORT = {"nll": "nll", "cooperative": "coop", "kl_dirichlet": "KL D", "kl_wishart": "W", "kl_normal": "N"}
-
-
-def _describe(entry: dict[str, float]) -> str:
-    """The terms in few characters: 0.43, 2e-6."""
-    shown = (
-        f"{short} {entry[name]:.2f}" if abs(entry[name]) > 0.01 else f"{short} {entry[name]:.0e}".replace("e-0", "e-")
-        for name, short in _SHORT.items()
-        if name in entry
-    )
-    return " ".join(shown)

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from bayes_lora.errors import ConfigurationError, NonFiniteLossError
 from bayes_lora.inference import evaluate, predict
@@ -39,7 +40,8 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 def build_trainer(
     folder: Path, trainer: type[SVITrainer] = SVITrainer, dropout: float = 0.1, **options: Any
 ) -> SVITrainer:
-    keywords = {name: options.pop(name) for name in ("posterior_learning_rate", "callbacks") if name in options}
+    own = ("posterior_learning_rate", "callbacks", "compute_metrics", "compute_loss_func")
+    keywords = {name: options.pop(name) for name in own if name in options}
     model, guide = build_pair(build_network(dropout=dropout), sample_scale=0.3, kl_weight=0.01)
     return trainer(
         model,
@@ -227,6 +229,54 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path) -> None:
         trainer.svi.guide.scale_r4_unconstrained[0] = float("nan")  # type: ignore[operator]
     with pytest.raises(NonFiniteLossError, match=r"at step 1, in the term\(s\) .*kl_wishart"):
         trainer.train()
+
+
+def test_metrics_of_the_users_own_see_what_any_trainer_shows(tmp_path: Path) -> None:
+    """As in the task guides of transformers: the class with the largest of (example, class) numbers."""
+
+    def own(prediction: EvalPrediction) -> dict[str, float]:
+        scores: Any = prediction.predictions
+        assert scores.shape == (20, 3)
+        return {"right": float((scores.argmax(-1) == prediction.label_ids).mean())}
+
+    trainer = build_trainer(tmp_path, compute_metrics=own)
+    metrics = trainer.evaluate()
+    assert metrics["eval_right"] == pytest.approx(metrics["eval_accuracy"])
+    output = trainer.predict(trainer.eval_dataset)
+    assert output.predictions.shape == (20, 3)
+    assert output.metrics["test_right"] == metrics["eval_right"]
+    batch = default_data_collator(learnable_rows(20))
+    expected = predict(trainer.svi.model, trainer.svi.guide, [batch], num_samples=3, seed=42)
+    assert np.exp(output.predictions) == pytest.approx(expected.mean_probs.numpy(), abs=1e-6)
+
+
+def test_noisy_embeddings_are_those_of_the_network(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path, neftune_noise_alpha=0.1, max_steps=1)
+    quiet = build_trainer(tmp_path, max_steps=1)
+    losses = []
+    for training in (trainer, quiet):
+        torch.manual_seed(3)
+        training.train()
+        losses.append(training.state.log_history[-1]["train_loss"])
+    assert losses[0] != losses[1]
+
+
+def test_what_would_change_the_objective_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="label_smoothing_factor changes the loss outside the model"):
+        build_trainer(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(ConfigurationError, match="compute_loss_func would replace the ELBO"):
+        build_trainer(tmp_path, compute_loss_func=lambda *args, **kwargs: torch.zeros(()))
+    pair = build_pair(build_network())
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")  # the arguments set it
+    with pytest.raises(ConfigurationError, match="FSDP is not supported: it keeps a part of each weight"):
+        SVITrainer(*pair, arguments(tmp_path, fsdp=True))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    plain = arguments(tmp_path)
+    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        monkeypatch.setenv(variable, "true")  # as `accelerate launch` does
+        with pytest.raises(ConfigurationError, match=f"{name} is not supported"):
+            SVITrainer(*pair, plain)
+        monkeypatch.setenv(variable, "false")
 
 
 def test_bad_options(tmp_path: Path) -> None:
