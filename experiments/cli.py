@@ -21,6 +21,7 @@ from bayes_lora.experiments.runs import fit_run, load_run, resume_run
 from bayes_lora.experiments.tables import print_metrics, print_predictions, say
 from bayes_lora.experiments.tasks import checked_rows
 from bayes_lora.inference import evaluate
+from bayes_lora.inference.scale_schedule import ScaleScheduleKind
 
 app = typer.Typer(
     help="A posterior over LoRA adapters: fit a transformer, and know how sure it is.",
@@ -31,6 +32,8 @@ app = typer.Typer(
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")]
+
+_PREDICTIVE = "posterior predictive"
 
 
 @app.command("fit")
@@ -53,11 +56,17 @@ def fit_command(
     label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
     base_model: Annotated[str, typer.Option(help="Hub name, local folder, or minilm.")] = "minilm",
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "monteclora",
+    adapter: Annotated[
+        Path | None, typer.Option(help="Folder of a trained PEFT LoRA adapter, for --method monteclora_posthoc.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
     lr: Annotated[float, typer.Option(help="Peak learning rate of the mean, LoRA-B and the head.")] = 3e-4,
     posterior_lr: Annotated[float, typer.Option(help="Peak learning rate of log alpha and log v.")] = 1e-2,
     weight_decay: Annotated[float, typer.Option(help="Of the network's trained parameters.")] = 0.0,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    two_phase: Annotated[
+        bool, typer.Option("--two-phase", help="First half of the steps: the network; second: the posterior.")
+    ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints, for --resume.")] = 100,
     limit: Annotated[int | None, typer.Option(help="Use the first N training and N validation rows only.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a row is cut to; by default the task's.")] = None,
@@ -67,6 +76,13 @@ def fit_command(
     targets: Annotated[str, typer.Option(help="attention, all-linear, or module names and commas.")] = "attention",
     objective: Annotated[Literal["paper", "elbo"], typer.Option(help="The paper's loss, or the ELBO.")] = "paper",
     sample_scale: Annotated[float, typer.Option(help="Epsilon, the scale of the noise.")] = 5e-3,
+    scale_schedule: Annotated[
+        ScaleScheduleKind, typer.Option(help="How epsilon moves in training, up to --sample-scale.")
+    ] = "constant",
+    scale_warmup: Annotated[float, typer.Option(help="Part of the steps it rises over (linear, cosine).")] = 0.5,
+    scale_per_adapter: Annotated[
+        bool, typer.Option("--scale-per-adapter", help="Weigh epsilon by the size of each adapter's mean.")
+    ] = False,
     num_components: Annotated[int, typer.Option(help="N, mixture components.")] = 4,
     num_outer_samples: Annotated[int, typer.Option(help="M, outer draws.")] = 1,
     degrees_of_freedom: Annotated[str | None, typer.Option(help="rank, in_features or a number.")] = None,
@@ -93,7 +109,7 @@ def fit_command(
     # Typer wants every option as a parameter; they are read by name, fifty at once.
     source = rows_source(context.params)
     rows = source.load()
-    config = run_config(context.params, source, rows)
+    config = run_config(context, source, rows)
     _report_fit(out, fit_run(config, rows, out, overwrite=overwrite, console=Console(stderr=True)), as_json=as_json)
 
 
@@ -101,7 +117,9 @@ def _report_fit(out: Path, metrics: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"run": str(out), **metrics}))
         return
-    compared = {"point estimate": metrics["point"], "posterior predictive": metrics["posterior_predictive"]}
+    post_hoc = metrics["method"] == "monteclora_posthoc"
+    before, after = ("before: the adapter", "after: predictive") if post_hoc else ("point estimate", _PREDICTIVE)
+    compared = {before: metrics["point"], after: metrics["posterior_predictive"]}
     print_metrics(compared, f"{metrics['num_train']} training rows, {metrics['num_validation']} validation rows")
     say(f"Saved in {out}. Predict with: bayes-lora predict {out} --input ROWS.jsonl")
 
@@ -140,7 +158,7 @@ def predict_command(
         return
     print_predictions(task.columns, described)
     if metrics is not None:
-        print_metrics({"posterior mean" if at_mean else "posterior predictive": metrics}, f"{len(rows)} labelled rows")
+        print_metrics({"posterior mean" if at_mean else _PREDICTIVE: metrics}, f"{len(rows)} labelled rows")
     if output is not None:
         say(f"{len(described)} predictions written to {output}.")
 

@@ -140,8 +140,8 @@ def _sections(
             f"four topics a known part of the labels is flipped ({noise}). So the true probability of every label is "
             "known, which real data never grant, and a model can be asked not only whether it is right but whether "
             "it is as sure as it should be.",
-            f"The model: all-MiniLM-L6-v2 with LoRA of rank {run.config.lora.rank} on queries, keys and values, "
-            f"{len(task.rows.train)} training pairs, {training.epochs} epochs, learning rate "
+            f"The model: all-MiniLM-L6-v2 with LoRA of rank {run.model.sites.adapters[0].rank} on queries, keys and "
+            f"values, {len(task.rows.train)} training pairs, {training.epochs} epochs, learning rate "
             f"{training.learning_rate:g}. Once as plain LoRA, once with the MonteCLoRA posterior over the LoRA-A "
             f"matrices (N = {posterior.num_components} components, sample scale {posterior.sample_scale:g}). The "
             f"posterior is evaluated at its mean, and as the posterior predictive with {run.config.num_samples} draws.",

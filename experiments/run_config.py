@@ -13,15 +13,18 @@ from bayes_lora.experiments.lora import LoRAOptions
 from bayes_lora.experiments.outputs import CONFIG_FILE
 from bayes_lora.experiments.sources import RowsSource
 from bayes_lora.experiments.tasks import Task
+from bayes_lora.experiments.trained_adapter import TrainedAdapter
 from bayes_lora.inference import FitOptions
 
-METHODS = ("monteclora", "monteclora_sparse")
+METHODS = ("monteclora", "monteclora_sparse", "monteclora_posthoc")
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that a fit depends on besides its rows and its environment.
+
+    `lora` says how new adapters are made, or which trained one is taken as it is (method monteclora_posthoc).
 
     Raises:
         ConfigurationError: `num_samples` below 1.
@@ -30,7 +33,7 @@ class RunConfig:
     task: Task
     base_model: str
     method: str = "monteclora"
-    lora: LoRAOptions = field(default_factory=LoRAOptions)
+    lora: LoRAOptions | TrainedAdapter = field(default_factory=LoRAOptions)
     posterior: MonteCLoRAConfig = field(default_factory=MonteCLoRAConfig)
     training: FitOptions = field(default_factory=FitOptions)
     num_samples: int = 32
@@ -55,7 +58,7 @@ class RunConfig:
         """The configuration that `to_json` described."""
         parts = {
             "task": Task.from_json(data["task"]),
-            "lora": LoRAOptions(**data["lora"]),
+            "lora": (TrainedAdapter if "folder" in data["lora"] else LoRAOptions)(**data["lora"]),
             "posterior": MonteCLoRAConfig(**data["posterior"]),
             "training": FitOptions(**data["training"]),
             "source": None if data["source"] is None else _source(data["source"]),

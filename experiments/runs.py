@@ -35,6 +35,7 @@ from bayes_lora.experiments.rows import Row, write_jsonl
 from bayes_lora.experiments.run_config import RunConfig, read_config
 from bayes_lora.experiments.sources import digest
 from bayes_lora.experiments.tasks import TaskRows
+from bayes_lora.experiments.trained_adapter import TrainedAdapter, load_adapter
 from bayes_lora.inference import (
     FitResult,
     MonteCLoRAGuide,
@@ -84,10 +85,17 @@ class Run:
 
 
 def new_run(config: RunConfig) -> Run:
-    """A base model with a new head and new adapters, and its posterior at the start; the same for the same seed."""
+    """A base model with its posterior at the start; the same for the same seed.
+
+    Head and adapters are new, or those of a trained adapter.
+    """
     with seeded(config.training.seed, torch.device("cpu")):
         base = load_base_model(config.base_model, config.task.label_names)
-        model = BayesianLoRA(add_lora(base.network, base.new_modules, config.lora), config.posterior)
+        if isinstance(config.lora, TrainedAdapter):
+            network = load_adapter(base, config.lora)
+        else:
+            network = add_lora(base.network, base.new_modules, config.lora)
+        model = BayesianLoRA(network, config.posterior)
         return Run(config, model, MonteCLoRAGuide(model), base.tokenizer)
 
 
@@ -161,6 +169,7 @@ def _complete(prepared: _Prepared, out: Path, console: Console) -> dict[str, Any
     write_jsonl(out / PREDICTIONS_FILE, described_rows(run.config.task, rows.validation, predictive, point))
     assert predictive.labels is not None
     metrics = {
+        "method": run.config.method,
         "point": evaluate(point.mean_probs, predictive.labels),
         "posterior_predictive": evaluate(predictive.mean_probs, predictive.labels),
         "num_train": len(rows.train),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bayes_lora.errors import RunExistsError
+from bayes_lora.experiments.lora import LoRAOptions
 from bayes_lora.experiments.rows import read_rows, write_jsonl
 from bayes_lora.experiments.run_config import read_config
 from tests.experiments.commands import QUICK, fit_arguments, run
@@ -135,12 +136,15 @@ def test_every_option_arrives(rows_file: Path, tmp_path: Path) -> None:
         --sample-scale 0.01 --num-components 2 --num-outer-samples 2 --sampler explicit
         --degrees-of-freedom 9 --prior-concentration 1.5 --init-concentration random
         --kl-weight 0.001 --cooperative-weight 0.5
+        --two-phase --scale-schedule cosine --scale-warmup 0.7 --scale-per-adapter
     """
     run(*fit_arguments(rows_file), "--out", tmp_path / "run", *text.split())
     config = read_config(tmp_path / "run")
     assert (config.method, config.num_samples, config.max_length) == ("monteclora_sparse", 2, 12)
-    assert (config.lora.rank, config.lora.alpha, config.lora.dropout, config.lora.targets) == (3, 6, 0.1, "query")
+    assert config.lora == LoRAOptions(rank=3, alpha=6, dropout=0.1, targets="query")
     training = config.training
+    assert (training.phases, training.scale_per_adapter) == ("means_then_posterior", True)
+    assert (training.scale_schedule, training.scale_warmup) == ("cosine", 0.7)
     assert (training.epochs, training.batch_size, training.save_every, training.seed) == (2, 5, 7, 3)
     assert (training.learning_rate, training.posterior_learning_rate, training.weight_decay) == (0.002, 0.03, 0.04)
     posterior = config.posterior
