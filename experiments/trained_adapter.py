@@ -1,6 +1,7 @@
 """A LoRA adapter that was trained elsewhere, to which a posterior is added."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,13 @@ def load_adapter(base: BaseModel, adapter: TrainedAdapter) -> Any:
     adapter.check_unchanged()
     name = type(base.network).__name__
     remedy = (
-        f"Give the base model it was trained on with --base-model (it names {adapter.base_model!r}), and a task with as "
-        "many classes."
+        f"Give the base model it was trained on with --base-model (it names {adapter.base_model!r}), and a task with "
+        "as many classes."
     )
     try:
-        network = peft.PeftModel.from_pretrained(base.network, adapter.folder, is_trainable=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error below
+            network = peft.PeftModel.from_pretrained(base.network, adapter.folder, is_trainable=True)
         expected = set(peft.get_peft_model_state_dict(network))
         with safe_open(str(folder / _WEIGHTS_FILE), "pt") as file:
             found = set(file.keys())
