@@ -63,3 +63,11 @@ class RunExistsError(BayesLoRAError, OSError):
 
 class PosteriorFileError(BayesLoRAError, ValueError):
     """A saved posterior is incomplete, damaged, or belongs to another network."""
+
+
+class HubError(BayesLoRAError, OSError):
+    """The Hugging Face hub cannot be reached, or refused what was asked of it."""
+
+
+class BenchError(BayesLoRAError, RuntimeError):
+    """A measurement failed, or a ratio is worse than in the results it was compared with."""

@@ -1,9 +1,30 @@
 """Files that appear whole or not at all."""
 
 import hashlib
+import json
 import os
 import secrets
 from pathlib import Path
+from typing import Any
+
+JSON_LIMIT = 16 * 2**20  # bytes; the description of 100,000 adapters has fewer
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that should be small.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or so large or so deeply nested that reading it on would take memory without bound.
+    """
+    with path.open("rb") as file:
+        data = file.read(JSON_LIMIT + 1)
+    if len(data) > JSON_LIMIT:
+        raise ValueError(f"it has more than {JSON_LIMIT:,} bytes")
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -15,6 +15,7 @@ from bayes_lora.experiments.demo import run_demo
 from bayes_lora.experiments.options import require_alone, rows_source, run_config
 from bayes_lora.experiments.outputs import check_output
 from bayes_lora.experiments.predictions import class_ids, described_rows, own_rows
+from bayes_lora.experiments.push import push_command
 from bayes_lora.experiments.rows import write_jsonl
 from bayes_lora.experiments.run_config import METHODS
 from bayes_lora.experiments.runs import fit_run, load_run, resume_run
@@ -161,6 +162,9 @@ def predict_command(
         print_metrics({"posterior mean" if at_mean else _PREDICTIVE: metrics}, f"{len(rows)} labelled rows")
     if output is not None:
         say(f"{len(described)} predictions written to {output}.")
+
+
+app.command("push")(push_command)
 
 
 @app.command("demo")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments import plots
+from bayes_lora.experiments.cards import write_run_card
 from bayes_lora.experiments.embedded_task import EMBEDDED, EmbeddedTask, make_embedded_task
 from bayes_lora.experiments.outputs import (
     CONFIG_FILE,
@@ -88,6 +89,7 @@ def run_demo(
         out / PREDICTIONS_FILE,
         described_rows(EMBEDDED, task.rows.validation, inside[_PREDICTIVE], inside[_POINT]),
     )
+    write_run_card(out, config, metrics)
     write_json(out / METRICS_FILE, metrics)
     sections = _sections(run, result, task, inside, outside, metrics)
     write_report(out, "bayes_lora demo: how sure is a fine-tuned transformer?", sections)

@@ -16,6 +16,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bayes_lora.errors import DataError, RunExistsError
 from bayes_lora.experiments.base_models import load_base_model
+from bayes_lora.experiments.cards import write_run_card
 from bayes_lora.experiments.encoding import encode
 from bayes_lora.experiments.lora import add_lora
 from bayes_lora.experiments.outputs import (
@@ -177,6 +178,7 @@ def _complete(prepared: _Prepared, out: Path, console: Console) -> dict[str, Any
         "num_samples": run.config.num_samples,
         "train_seconds": round(result.seconds, 3),
     }
+    write_run_card(out, run.config, metrics)
     write_json(out / METRICS_FILE, metrics)
     shutil.rmtree(out / CHECKPOINTS_FOLDER, ignore_errors=True)
     return metrics

@@ -2,7 +2,9 @@
 
 from bayes_lora.inference.fit_options import FitOptions
 from bayes_lora.inference.guide import MonteCLoRAGuide
+from bayes_lora.inference.hub import push_to_hub
 from bayes_lora.inference.metrics import evaluate
+from bayes_lora.inference.model_card import CardFacts
 from bayes_lora.inference.objective import ItemizedELBO
 from bayes_lora.inference.predictive import Prediction, predict
 from bayes_lora.inference.scale_schedule import SampleScaleSchedule
@@ -11,6 +13,7 @@ from bayes_lora.inference.trainer import SVITrainer
 from bayes_lora.inference.training import FitResult, fit, fit_network
 
 __all__ = [
+    "CardFacts",
     "FitOptions",
     "FitResult",
     "ItemizedELBO",
@@ -23,5 +26,6 @@ __all__ = [
     "fit_network",
     "load_posterior",
     "predict",
+    "push_to_hub",
     "save_posterior",
 ]

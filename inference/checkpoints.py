@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from bayes_lora.errors import CheckpointFileError
-from bayes_lora.files import sha256_of, write_whole
+from bayes_lora.files import read_json, sha256_of, write_whole
 
 SEAL_FILE = "complete.json"
 
@@ -27,12 +27,15 @@ def require_whole(checkpoint: Path) -> None:
     Raises:
         CheckpointFileError: it has none, or a file is missing or changed; names the file.
     """
+    path = checkpoint / SEAL_FILE
     try:
-        digests = json.loads((checkpoint / SEAL_FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        digests = read_json(path)
+        if not isinstance(digests, dict) or not digests:
+            raise ValueError("it holds no checksums")
+    except (OSError, ValueError) as error:
         raise CheckpointFileError(
-            f"{checkpoint} is not a whole checkpoint: its {SEAL_FILE} is missing or damaged, so it was cut short. "
-            "Resume from an earlier one, or from the run's folder, which finds the newest whole one."
+            f"{checkpoint} is not a whole checkpoint: its {SEAL_FILE} is missing or damaged ({error}), so it was cut "
+            "short. Resume from an earlier one, or from the run's folder, which finds the newest whole one."
         ) from error
     for name, digest in digests.items():
         path = checkpoint / name

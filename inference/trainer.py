@@ -3,75 +3,30 @@
 import inspect
 import os
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, TrainingArguments
 
 from bayes_lora.checks import require_count, require_positive
 from bayes_lora.errors import ConfigurationError
+from bayes_lora.inference.callbacks import MoveScale, OwnDraws
+from bayes_lora.inference.guide import MonteCLoRAGuide
+from bayes_lora.inference.hub import push_to_hub
 from bayes_lora.inference.ledger import Ledger
 from bayes_lora.inference.metrics import evaluate
-from bayes_lora.inference.objective import ItemizedELBO
+from bayes_lora.inference.model_card import CardFacts, label_names_of, write_card
+from bayes_lora.inference.posterior_files import DESCRIPTION_FILE
 from bayes_lora.inference.predictive import predict
-from bayes_lora.inference.randomness import stream
 from bayes_lora.inference.scale_schedule import SampleScaleSchedule
 from bayes_lora.inference.sealed_trainer import SealedTrainer
+from bayes_lora.inference.storage import save_posterior
+from bayes_lora.inference.svi_module import SVIModule
 from bayes_lora.models import BayesianLoRA
-
-
-class SVIModule(nn.Module):
-    """Model and guide as one module, so that DDP, checkpoints and optimizers see the parameters of both.
-
-    Called with a batch it returns ``{"loss": the objective}``. The terms of the last loss are in `elbo.terms`.
-    """
-
-    # Else the Trainer takes the loss as summed over the batches of a step, and does not divide it by their number.
-    accepts_loss_kwargs = False
-    _keys_to_ignore_on_save = None
-
-    def __init__(self, model: BayesianLoRA, guide: nn.Module, schedule: SampleScaleSchedule | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.guide = guide
-        self.schedule = schedule
-        self.elbo = ItemizedELBO()
-
-    @property
-    def config(self) -> Any:
-        """The base model's configuration, which the Trainer and its reports look at."""
-        return getattr(self.model.network, "config", None)
-
-    def forward(self, **batch: Any) -> dict[str, Tensor]:
-        schedule = self.schedule if self.training else None
-        if schedule is None:
-            return {"loss": self.elbo.differentiable_loss(self.model, self.guide, **batch)}
-        seen: list[Tensor] = []
-
-        def watched(**batch: Any) -> Tensor:
-            seen.append(self.model(**batch))
-            return seen[-1]
-
-        loss = self.elbo.differentiable_loss(watched, self.guide, **batch)
-        schedule.observe(seen[-1], self.elbo.terms["nll"])
-        return {"loss": loss}
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Those of the network."""
-        return self.model.network.get_input_embeddings()  # type: ignore[operator,no-any-return]
-
-    def activation_checkpointing_enable(self, **options: Any) -> None:
-        """Passed on to the network."""
-        self.model.network.activation_checkpointing_enable(**options)  # type: ignore[operator]
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """What is trained: the frozen base stays where it came from."""
-        state = super().state_dict(*args, **kwargs)
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
-        prefix = kwargs.get("prefix", "")
-        return type(state)((name, value) for name, value in state.items() if name.removeprefix(prefix) not in frozen)
 
 
 class SVITrainer(SealedTrainer):
@@ -123,9 +78,9 @@ class SVITrainer(SealedTrainer):
         self._ledger = Ledger()
         self._more_metrics = compute_metrics
         super().__init__(self.svi, args, compute_metrics=self._metrics, **kwargs)
-        self.add_callback(_OwnDraws())
+        self.add_callback(OwnDraws())
         if scale_schedule is not None:
-            self.add_callback(_MoveScale(self.svi))
+            self.add_callback(MoveScale(self.svi))
         if self.args.n_gpu > 1:
             raise ConfigurationError(
                 f"{self.args.n_gpu} GPUs in one process would run copies of the network that do not see the noise. "
@@ -176,6 +131,97 @@ class SVITrainer(SealedTrainer):
             more = self._more_metrics(EvalPrediction(prediction.predictions[0], prediction.label_ids))
         return {**predictive_metrics(prediction), **more}
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what `save_posterior` writes, and the tokenizer, beside what else is in the folder.
+
+        By default the folder is `args.output_dir`. The Trainer's own checkpoints hold what it needs to go on instead.
+        """
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.args.should_save:
+            self._write_posterior(Path(output_dir or str(self.args.output_dir)))
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save")
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
+        """Save, and put the posterior on the hub as `args.hub_model_id`, with a card that has the last metrics.
+
+        Args:
+            commit_message: what the commit says.
+            blocking: must be True: it returns when the files are there.
+            token: by default `args.hub_token`, or the login.
+            revision: must be None: the main branch.
+            private: make a new repository private; by default `args.hub_private_repo`.
+            card: `language` and `license`; others of the Trainer's card are of no use here.
+
+        Raises:
+            HubError, ConfigurationError: see `bayes_lora.inference.push_to_hub`.
+        """
+        if not blocking or revision is not None:
+            raise ConfigurationError(
+                "push_to_hub of an SVITrainer writes to the main branch and waits for it. Drop blocking and revision."
+            )
+        folder = Path(str(self.args.output_dir))
+        if not self.is_world_process_zero():
+            return None
+        self._write_posterior(folder)
+        self.create_model_card(language=card.get("language"), license=card.get("license"))
+        repository = self.args.hub_model_id or folder.resolve().name
+        return push_to_hub(
+            folder,
+            repository,
+            private=bool(self.args.hub_private_repo if private is None else private),
+            token=token or self.args.hub_token,
+            commit_message=commit_message or "End of training",
+        )
+
+    def create_model_card(
+        self, language: str | None = None, license: str | None = None, *others: Any, **more: Any
+    ) -> None:
+        """Write the posterior's model card, with the metrics of the last evaluation, into `args.output_dir`."""
+        folder = Path(str(self.args.output_dir))
+        if not self.is_world_process_zero():
+            return
+        if not (folder / DESCRIPTION_FILE).is_file():
+            self._write_posterior(folder)
+        evaluations = [logs for logs in self.state.log_history if "eval_nll" in logs]
+        last = evaluations[-1] if evaluations else {}
+        known = [name for name in ("accuracy", "nll", "ece", "brier") if f"eval_{name}" in last]
+        facts = CardFacts(
+            label_names=label_names_of(self.svi.model.network),
+            predictive_metrics={name: last[f"eval_{name}"] for name in known},
+            point_metrics={name: last[f"eval_point_{name}"] for name in known},
+            num_samples=self.num_samples,
+            language=language,
+            license=license,
+        )
+        write_card(folder, facts)
+
+    def _write_posterior(self, folder: Path) -> None:
+        guide = self.svi.guide
+        if not isinstance(guide, MonteCLoRAGuide):
+            raise ConfigurationError(
+                f"a posterior is saved with a MonteCLoRAGuide, and this guide is a {type(guide).__name__}. Save its "
+                "state_dict() with safetensors instead, and the network with save_pretrained."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".posterior-") as scratch:
+            written = save_posterior(self.svi.model, guide, Path(scratch) / "posterior")
+            # The description last: beside files of another save it would not fit their checksums.
+            for path in sorted(written.iterdir(), key=lambda path: path.name == DESCRIPTION_FILE):
+                path.replace(folder / path.name)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # Checkpoints hold what is trained; the frozen base is missing there by design.
         trained = {name for name, parameter in self.svi.named_parameters() if parameter.requires_grad}
@@ -203,29 +249,6 @@ class SVITrainer(SealedTrainer):
         if prediction_loss_only:
             return loss, None, None
         return loss, (predictive.to(self.args.device), point.to(self.args.device)), labels
-
-
-class _OwnDraws(TrainerCallback):
-    """Gives each process posterior draws of its own.
-
-    The Trainer seeds all processes alike; with the same draws everywhere, more processes would not make the gradient
-    any less noisy. The generators of a resumed run are loaded after this.
-    """
-
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.world_size > 1:
-            torch.manual_seed(stream(args.seed, args.process_index))
-
-
-class _MoveScale(TrainerCallback):
-    """Sets the sample scale before every step; with the last one the schedule is complete."""
-
-    def __init__(self, svi: SVIModule) -> None:
-        self._svi = svi
-
-    def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        assert self._svi.schedule is not None
-        self._svi.schedule.apply_to(self._svi.model, (state.global_step + 1) / state.max_steps)
 
 
 def _refuse_unsupported(args: TrainingArguments | None, given: dict[str, Any]) -> None:

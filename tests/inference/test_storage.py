@@ -1,8 +1,7 @@
 """Posterior folders: whole or not at all, opened by PEFT alone, refused when they do not fit."""
 
-import json
-from collections.abc import Callable
-from hashlib import sha256
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,17 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from bayes_lora.errors import BayesLoRAError, PosteriorFileError, RunExistsError
+import bayes_lora as bl
+from bayes_lora.errors import PosteriorFileError, RunExistsError
 from bayes_lora.inference import MonteCLoRAGuide, load_posterior, predict, save_posterior
+from bayes_lora.inference.fingerprint import base_fingerprint
 from bayes_lora.models import BayesianLoRA
 from tests.networks import Batch, build_bert, build_network, build_pair
+from tests.posteriors import FILES, build_base, build_saved, content, same, sample
 
-FILES = {"adapter_config.json", "adapter_model.safetensors", "bayes_lora.json", "posterior.safetensors"}
+ROOT = Path(__file__).parent.parent.parent
+
 CONFIGS: list[dict[str, Any]] = [
     {"num_components": 3, "sample_scale": 0.3},
     {"mixture": "sparse", "sampler": "explicit", "num_outer_samples": 2, "degrees_of_freedom": 20.5},
@@ -25,28 +27,10 @@ CONFIGS: list[dict[str, Any]] = [
 ]
 
 
-def build_base(seed: int = 0) -> Any:
-    """The base network alone, the same at every call with one seed, as a hub download is."""
-    torch.manual_seed(seed)
-    return build_bert().double()
-
-
-def build_saved(folder: Path, **config: Any) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
-    """A pair on that base, with two ranks, saved into `folder`."""
-    network = build_network(target_modules=["query", "output.dense"], rank_pattern={"query": 2})
-    model, guide = build_pair(network, **config)
-    save_posterior(model, guide, folder)
-    return model, guide
-
-
-def sample(model: BayesianLoRA, guide: MonteCLoRAGuide, batch: Batch) -> Tensor:
-    return predict(model, guide, [batch], num_samples=3).logits
-
-
 @pytest.mark.parametrize("config", CONFIGS, ids=["paper", "sparse, explicit", "elbo"])
 def test_round_trip(tmp_path: Path, batch: Batch, config: dict[str, Any]) -> None:
     model, guide = build_saved(tmp_path / "run", **config)
-    assert {path.name for path in (tmp_path / "run").iterdir()} >= FILES
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
     loaded = load_posterior(build_base(), tmp_path / "run")
     assert torch.equal(sample(*loaded, batch), sample(model, guide, batch))
     assert loaded[0].config == model.config
@@ -66,6 +50,82 @@ def test_peft_alone_opens_the_mean(tmp_path: Path, batch: Batch) -> None:
     with torch.no_grad():
         logits = network(**batch).logits
     assert torch.equal(logits, predict(model, guide, [batch], at_mean=True).logits[0])
+
+
+def test_a_process_without_this_library_opens_the_mean(tmp_path: Path, batch: Batch) -> None:
+    network = build_network(dtype=torch.float32)
+    torch.manual_seed(0)
+    build_bert().save_pretrained(tmp_path / "base")
+    model, guide = build_pair(network)
+    save_posterior(model, guide, tmp_path / "run")
+    save_file(batch, tmp_path / "batch.safetensors")
+    places = [tmp_path / name for name in ("base", "run", "batch.safetensors", "logits.safetensors")]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "peft_alone.py"), *map(str, places)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, mean = load_file(places[-1]), predict(model, guide, [batch], at_mean=True).logits[0]
+    assert torch.equal(found["adapter"], mean)
+    # W x + B A x against (W + B A) x: a few roundings of numbers of order 1 in each of two layers.
+    torch.testing.assert_close(found["merged"], mean, rtol=0, atol=100 * torch.finfo(torch.float32).eps)
+
+
+def test_a_save_killed_at_any_moment_leaves_nothing_that_is_read_as_another_posterior(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.saving_run", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    old, new = (content(*load_posterior(build_base(), tmp_path / name)) for name in ("old", "new"))
+    outcomes = []
+    for place in sorted(tmp_path.glob("kill-*"), key=lambda path: int(path.name.partition("-")[2])):
+        found = {folder.name: read(folder, old, new) for folder in place.iterdir()}
+        outcomes.append(found.pop("run", "missing"))
+        # What was there before is somewhere, under its own name or beside it, until the new one is.
+        assert outcomes[-1] in ("old", "new") or {"old", "new"} <= set(found.values()), found
+    assert len(outcomes) > 15
+    assert outcomes[0] == "old"
+    assert outcomes[-1] == "new"
+    assert "damaged" not in outcomes
+
+
+def read(folder: Path, old: Any, new: Any) -> str:
+    """Which of the two posteriors a folder loads as; "damaged" where it is refused."""
+    try:
+        found = content(*load_posterior(build_base(), folder))
+    except PosteriorFileError:
+        return "damaged"
+    return "old" if same(found, old) else "new" if same(found, new) else "another"
+
+
+@pytest.mark.parametrize("lora", [{}, {"modules_to_save": ["pooler"]}, {"task_type": None}])
+def test_the_fingerprint_is_that_of_the_base_also_under_peft(lora: dict[str, Any]) -> None:
+    network = build_network(**lora)
+    carried = peft.get_peft_model_state_dict(network)
+    assert base_fingerprint(network, carried) == base_fingerprint(build_base(), carried)
+    assert base_fingerprint(network, carried) == base_fingerprint(network.to(torch.bfloat16), carried)
+    assert base_fingerprint(network, carried) != base_fingerprint(build_base(seed=1), carried)
+
+
+def test_what_is_trained_besides_and_not_saved_is_refused_on_loading(tmp_path: Path) -> None:
+    network = build_network()
+    torch.nn.init.normal_(network.get_base_model().bert.pooler.dense.bias)
+    save_posterior(*build_pair(network), tmp_path / "run")
+    with pytest.raises(PosteriorFileError, match=r"another base model .* name them in LoraConfig's modules_to_save"):
+        load_posterior(build_base(), tmp_path / "run")
+
+
+def test_only_a_peft_model_can_be_saved(tmp_path: Path) -> None:
+    network = build_bert()
+    network.add_adapter(peft.LoraConfig(r=2, target_modules=["query"]))
+    model = BayesianLoRA(network, bl.MonteCLoRAConfig())
+    with pytest.raises(PosteriorFileError, match=r"network is a BertForSequenceClassification, and only a PeftModel"):
+        save_posterior(model, MonteCLoRAGuide(model), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_adapters_of_the_network_stay_at_home(tmp_path: Path) -> None:
+    network = build_network()
+    network.add_adapter("other", peft.LoraConfig(task_type="SEQ_CLS", r=3, target_modules=["value"]))
+    save_posterior(*build_pair(network), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
 
 
 def test_a_rounded_copy_of_the_base_is_the_same_base(tmp_path: Path) -> None:
@@ -120,102 +180,12 @@ def test_a_failure_while_saving_leaves_nothing(tmp_path: Path, existing: bool) -
     assert [path.name for path in tmp_path.iterdir()] == (["run"] if existing else [])
 
 
-def edit(**changes: Any) -> Callable[[Path], None]:
-    """Change entries of bayes_lora.json; None takes one out."""
-
-    def apply(folder: Path) -> None:
-        path = folder / "bayes_lora.json"
-        description = json.loads(path.read_text()) | changes
-        path.write_text(json.dumps({name: value for name, value in description.items() if value is not None}))
-
-    return apply
-
-
-def remove(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
-
-
-def flip(name: str) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        content = bytearray((folder / name).read_bytes())
-        content[-3] ^= 1
-        (folder / name).write_bytes(content)
-
-    return apply
-
-
-def cut(folder: Path) -> None:
-    path = folder / "bayes_lora.json"
-    path.write_text(path.read_text()[:50])
-
-
-def of_another_rank(folder: Path) -> None:
-    """A posterior file with a checksum in order, of adapters of rank 3."""
-    state = load_file(folder / "posterior.safetensors")
-    state["scale_r2_unconstrained"] = torch.zeros(2, 3, dtype=torch.double)
-    save_file(state, folder / "posterior.safetensors")
-    checksums = json.loads((folder / "bayes_lora.json").read_text())["sha256"]
-    checksums["posterior.safetensors"] = sha256((folder / "posterior.safetensors").read_bytes()).hexdigest()
-    edit(sha256=checksums)(folder)
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no description": (remove("bayes_lora.json"), r"bayes_lora\.json is missing: .* is not a folder that save_post"),
-    "no posterior": (remove("posterior.safetensors"), r"posterior\.safetensors is missing: .* not written whole"),
-    "no adapter config": (remove("adapter_config.json"), r"adapter_config\.json is missing: .* not written whole"),
-    "no adapter": (remove("adapter_model.safetensors"), r"adapter_model\.safetensors is missing: .* not written whole"),
-    "byte of the posterior": (flip("posterior.safetensors"), r"/posterior\.s\w+ does not have the checksum"),
-    "byte of the adapter": (
-        flip("adapter_model.safetensors"),
-        r"/adapter_model\.s\w+ does not have the checksum",
-    ),
-    "cut description": (cut, r"bayes_lora\.json is not JSON: .*damaged; save the run again"),
-    "description lacks a key": (edit(adapters=None), r"bayes_lora\.json lacks some of \['adapters', 'base.*damaged"),
-    "newer schema": (edit(schema_version=2), r"has schema version 2, this library reads 1\. Install a newer"),
-    "bad config": (edit(config={"num_components": 0}), r"its config cannot be used: num_components=0 must be an"),
-    "unknown option": (edit(config={"spin": 1}), r"its config cannot be used: .*spin"),
-    "other adapters": (edit(adapters=["a"]), r"its posterior is of adapters \['a'\], but the network has .*two runs"),
-    "other rank": (of_another_rank, r"(?s)posterior\.safetensors does not fit the adapters: .*size mismatch"),
-}
-
-
-@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
-def test_damaged_folders(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
-    build_saved(tmp_path / "run")
-    damage(tmp_path / "run")
-    with pytest.raises(PosteriorFileError, match=message) as caught:
-        load_posterior(build_base(), tmp_path / "run")
-    assert isinstance(caught.value, BayesLoRAError)
-    assert isinstance(caught.value, ValueError)
-
-
-def test_another_base(tmp_path: Path) -> None:
-    build_saved(tmp_path / "run")
-    with pytest.raises(PosteriorFileError, match=r"saved for another base model than this BertForSequenceClassific"):
-        load_posterior(build_base(seed=1), tmp_path / "run")
-
-
-def test_a_base_of_another_shape(tmp_path: Path) -> None:
-    build_saved(tmp_path / "run")
-    with pytest.raises(PosteriorFileError, match=r"(?s)adapter does not fit this BertForSeq.*size mismatch.*Load the"):
-        load_posterior(build_bert(num_labels=2), tmp_path / "run")
-    with pytest.raises(
-        PosteriorFileError, match=r"adapter does not fit this Sequential: .*[Tt]arget modules .*Load the"
-    ):
-        load_posterior(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / "run")
-
-
 def test_an_adapter_of_another_name_is_refused_at_once(tmp_path: Path) -> None:
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"])
     model, guide = build_pair(peft.get_peft_model(build_bert(), config, adapter_name="mine"))
     with pytest.raises(PosteriorFileError, match=r"posterior is of adapters \['mine'\].*adapter_name='default'"):
         save_posterior(model, guide, tmp_path / "run")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(PosteriorFileError, match=r"bayes_lora\.json is missing"):
-        load_posterior(build_base(), tmp_path / "nowhere")
 
 
 def test_a_failed_replacement_leaves_the_old_folder(

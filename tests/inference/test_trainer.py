@@ -1,5 +1,6 @@
 """The Trainer whose loss is the ELBO: against a plain Pyro loop, and against itself resumed."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from bayes_lora.errors import ConfigurationError, NonFiniteLossError
-from bayes_lora.inference import evaluate, predict
+from bayes_lora.inference import evaluate, load_posterior, predict
 from bayes_lora.inference.trainer import SVITrainer
 from tests.networks import build_network, build_pair
 
@@ -283,3 +284,35 @@ def test_bad_options(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="posterior_learning_rate=0 must be positive"):
         build_trainer(tmp_path, posterior_learning_rate=0)
     assert issubclass(SVITrainer, Trainer)
+
+
+def test_save_model_writes_a_posterior(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path, save_strategy="epoch", eval_strategy="epoch")
+    network: Any = trainer.svi.model.network
+    base = copy.deepcopy(network).unload()
+    trainer.train()
+    trainer.save_model()
+    assert {"checkpoint-8", "checkpoint-16", "posterior.safetensors", "adapter_model.safetensors"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    assert not list(tmp_path.glob(".posterior-*"))
+    model, guide = load_posterior(base, tmp_path)
+    for name, value in guide.state_dict().items():
+        assert torch.equal(value, trainer.svi.guide.state_dict()[name])
+    batch = default_data_collator(learnable_rows(4))
+    mine = predict(trainer.svi.model, trainer.svi.guide, [batch], num_samples=2)
+    assert torch.equal(predict(model, guide, [batch], num_samples=2).logits, mine.logits)
+
+    trainer.create_model_card(language="en", dataset_tags="glue")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    last = [entry for entry in trainer.state.log_history if "eval_nll" in entry][-1]
+    assert f"{last['eval_nll']:.4f}" in card
+    assert "language: en" in card
+
+
+def test_a_guide_of_another_kind_is_not_saved_as_this_one(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path)
+    trainer.svi.guide = torch.nn.Linear(1, 1)
+    with pytest.raises(ConfigurationError, match="this guide is a Linear"):
+        trainer.save_model(str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

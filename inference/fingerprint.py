@@ -1,0 +1,40 @@
+"""By what a base model is known again."""
+
+import hashlib
+import re
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+# What PEFT puts into the name of a parameter that was there before it.
+_OF_PEFT = re.compile(r"^base_model\.model\.|\.base_layer\b|\.original_module\b|\.modules_to_save\.[^.]+")
+
+
+def base_fingerprint(network: nn.Module, carried: Collection[str] = ()) -> str:
+    """A digest of a network's base weights: names, shapes, a few values of each and the sum of all.
+
+    The same before and after PEFT has wrapped the network, and for float32 and bfloat16 copies of one checkpoint:
+    values are rounded to bfloat16, and their bits are summed as integers, so that the order does not matter.
+
+    Args:
+        network: the base network, or a PEFT model of it.
+        carried: names of tensors that travel with the adapter, as PEFT writes them: the task head, for example, is
+            new at every load, so it does not count.
+    """
+    excluded = {_OF_PEFT.sub("", name) for name in carried}
+    digest = hashlib.sha256()
+    named = {_OF_PEFT.sub("", name): parameter for name, parameter in network.named_parameters()}
+    for name, parameter in sorted(named.items()):
+        if name not in excluded and not any(part.startswith("lora_") for part in name.split(".")):
+            values = parameter.detach().as_subclass(torch.Tensor)  # a quantized one has methods of its own
+            bits = values.reshape(-1).to(torch.bfloat16).view(torch.int16)
+            digest.update(f"{name}{tuple(parameter.shape)}{bits[:16].tolist()}{_sum(bits)}".encode())
+    return digest.hexdigest()
+
+
+def _sum(bits: torch.Tensor) -> int:
+    """The sum of int16 values (value,), read four at a time as one int64, which wraps around."""
+    rest = len(bits) % 4
+    fours = bits[: len(bits) - rest].clone() if bits.storage_offset() % 4 else bits[: len(bits) - rest]
+    return int(fours.view(torch.int64).sum()) + int(bits[len(bits) - rest :].sum())
