@@ -5,13 +5,19 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from peft.tuners.lora.layer import Conv1d, Conv2d, Conv3d, Embedding, LoraLayer, MultiheadAttention, ParamWrapper
-from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from bayes_lora.errors import AdapterError, UnsupportedAdapterError
 from bayes_lora.perturbation import PerturbedLinear, Switch
+from bayes_lora.placement import keep_layout, release_layout, require_loaded, require_whole
 
+# Known to call the LoRA-A module. By name, so that bitsandbytes is not imported where it is not in use.
+_SUPPORTED_LAYERS = (
+    "peft.tuners.lora.layer.Linear",
+    "peft.tuners.lora.bnb.Linear8bitLt",
+    "peft.tuners.lora.bnb.Linear4bit",
+)
 _REFUSED_LAYERS = (
     ((ParamWrapper,), "it adapts a bare parameter (target_parameters)"),
     ((MultiheadAttention,), "torch's MultiheadAttention uses the merged weight, not the LoRA-A module"),
@@ -50,8 +56,9 @@ def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
     adapters are active at once, the adapter's name follows in brackets.
 
     Raises:
-        AdapterError: none found, or merged, disabled, or already Bayesian adapters.
-        UnsupportedAdapterError: DoRA and other variants, and layers whose LoRA-A is not a plain Linear.
+        AdapterError: none found, or merged, disabled, or already Bayesian adapters, or weights without values.
+        UnsupportedAdapterError: DoRA and other variants, layers whose LoRA-A is not a plain Linear, sharded weights,
+            and a network inside torch.compile's wrapper.
     """
     adapters = tuple(sorted(_active_adapters(network), key=lambda adapter: (adapter.rank, adapter.in_features)))
     if not adapters:
@@ -69,6 +76,7 @@ def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
                 f"adapters {twin!r} and {adapter.name!r} share one LoRA-A matrix, which would be sampled twice. "
                 "Untie them, or leave one of them out of target_modules."
             )
+    require_loaded(network)
     return adapters
 
 
@@ -76,6 +84,12 @@ def _active_adapters(network: nn.Module) -> Iterator[Adapter]:
     for path, layer in network.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
+        if "_orig_mod" in path.split("."):
+            raise UnsupportedAdapterError(
+                f"{path}: torch.compile(module) has put the network, or a part of it, into a wrapper that renames its "
+                "parameters, so that checkpoints and posteriors would fit no other network. Compile in place, before "
+                "or after building BayesianLoRA: network.compile(...), which takes the same arguments."
+            )
         name = path.removeprefix("base_model.model.")
         _check_layer(name, layer)
         keys = [key for key in layer.active_adapters if key in layer.lora_A]
@@ -91,12 +105,16 @@ def _check_layer(name: str, layer: LoraLayer) -> None:
                 f"{name}: PEFT's {type(layer).__name__} adapter is not supported, since {reason}. "
                 "Leave it out of target_modules (and target_parameters)."
             )
+    for key in layer.active_adapters:
+        if key in layer.lora_A and isinstance(layer.lora_A[key], nn.Linear):
+            require_whole(name, layer.lora_A[key])
     # Others may use the weight of lora_A without calling it, and so skip the noise.
-    if type(layer) is not LoraLinear:
+    kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    if kind not in _SUPPORTED_LAYERS:
         raise UnsupportedAdapterError(
-            f"{name}: LoRA layers of type {type(layer).__module__}.{type(layer).__name__} are not supported; only "
-            "PEFT's lora.Linear is known to call the LoRA-A module. Leave the layer out of target_modules, or load the "
-            "base model without this kind of quantization."
+            f"{name}: LoRA layers of type {kind} are not supported; only PEFT's lora.Linear, and its Linear8bitLt and "
+            "Linear4bit on bitsandbytes, are known to call the LoRA-A module. Leave the layer out of target_modules, "
+            "or load the base model without this kind of quantization, for example with BitsAndBytesConfig."
         )
     check_state(name, layer)
 
@@ -131,8 +149,12 @@ def _check_factor(name: str, layer: LoraLayer, key: str) -> None:
         )
 
 
-def perturb_linears(adapters: tuple[Adapter, ...]) -> Switch:
-    """Replace the Linear of every adapter by a `PerturbedLinear` that shares its weight; return their switch."""
+def perturb_linears(network: nn.Module, adapters: tuple[Adapter, ...]) -> Switch:
+    """Replace the Linear of every adapter by a `PerturbedLinear` that shares its weight; return their switch.
+
+    4-bit weights of the network keep the layout they have; see `bayes_lora.placement.keep_layout`.
+    """
+    keep_layout(network)
     switch = Switch()
     for adapter in adapters:
         adapter.layer.lora_A[adapter.key] = PerturbedLinear(adapter.linear, switch, adapter.name)
@@ -146,6 +168,7 @@ def unwrap(network: nn.Module) -> nn.Module:
             for key, linear in layer.lora_A.items():
                 if isinstance(linear, PerturbedLinear):
                     layer.lora_A[key] = linear.to_linear()
+    release_layout(network)
     return network
 
 

@@ -89,8 +89,9 @@ class PerturbedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         noise = self.perturbation
-        if noise is None or not (self.switch.on or _in_backward()):
-            if torch.is_grad_enabled() and noise is not None and not _in_backward():
+        # Recomputing has gradients on. That is asked first, since torch.compile breaks its graph at the other question.
+        if noise is None or not (self.switch.on or (torch.is_grad_enabled() and _in_backward())):
+            if noise is not None and torch.is_grad_enabled():
                 # Gradient checkpointing must recompute this pass without noise, too.
                 self.switch.require_settled()
                 self.perturbation = None

@@ -2,10 +2,12 @@
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
+
+from bayes_lora.errors import AdapterError
 
 # What PEFT puts into the name of a parameter that was there before it.
 _OF_PEFT = re.compile(r"^base_model\.model\.|\.base_layer\b|\.original_module\b|\.modules_to_save\.[^.]+")
@@ -21,16 +23,39 @@ def base_fingerprint(network: nn.Module, carried: Collection[str] = ()) -> str:
         network: the base network, or a PEFT model of it.
         carried: names of tensors that travel with the adapter, as PEFT writes them: the task head, for example, is
             new at every load, so it does not count.
+
+    Raises:
+        AdapterError: a weight has no values here: it is on the meta device, or offloaded.
     """
     excluded = {_OF_PEFT.sub("", name) for name in carried}
     digest = hashlib.sha256()
     named = {_OF_PEFT.sub("", name): parameter for name, parameter in network.named_parameters()}
+    owners = {id(own): module for module in network.modules() for own in module.parameters(recurse=False)}
     for name, parameter in sorted(named.items()):
         if name not in excluded and not any(part.startswith("lora_") for part in name.split(".")):
-            values = parameter.detach().as_subclass(torch.Tensor)  # a quantized one has methods of its own
-            bits = values.reshape(-1).to(torch.bfloat16).view(torch.int16)
-            digest.update(f"{name}{tuple(parameter.shape)}{bits[:16].tolist()}{_sum(bits)}".encode())
+            if parameter.is_meta:
+                raise AdapterError(
+                    f"{name} is on the meta device or offloaded, so the base model cannot be told from another one. "
+                    "Load it into memory: from_pretrained without offloading."
+                )
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            for values in _values(parameter, owners[id(parameter)]):
+                bits = values.reshape(-1).to(torch.bfloat16).view(torch.int16)
+                digest.update(f"{bits[:16].tolist()}{_sum(bits)}".encode())
     return digest.hexdigest()
+
+
+def _values(parameter: nn.Parameter, owner: nn.Module) -> Iterator[torch.Tensor]:
+    """The tensor, and of one that bitsandbytes has quantized also the scales that belong to its codes."""
+    yield parameter.detach().as_subclass(torch.Tensor)  # a quantized one has methods of its own
+    # Of 8 bits; they move from the weight to its layer at the first pass.
+    for holder in (parameter, getattr(owner, "state", None)):
+        if getattr(holder, "SCB", None) is not None:
+            yield holder.SCB  # type: ignore[union-attr]
+    state = getattr(parameter, "quant_state", None)  # of 4 bits; where they are quantized in turn, state2 has theirs
+    while state is not None:
+        yield state.absmax
+        state = getattr(state, "state2", None)
 
 
 def _sum(bits: torch.Tensor) -> int:

@@ -28,6 +28,7 @@ from bayes_lora.inference.posterior_files import (
     write_description,
 )
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.placement import require_loaded
 
 
 def save_posterior(
@@ -125,6 +126,7 @@ def load_posterior(
 
     Raises:
         PosteriorFileError: a file missing, damaged, edited or of a newer schema, or written for another base model.
+        AdapterError: weights of the base network have no values, or no longer the layout they were loaded in.
         HubError: there is no such folder, and no such repository that can be read.
 
     Example:
@@ -138,11 +140,13 @@ def load_posterior(
         raise PosteriorFileError(f"{folder / DESCRIPTION_FILE}: its config cannot be used: {error}") from error
     load_the_base = f"Load the base it was trained on (base_model_name_or_path in {ADAPTER_CONFIG_FILE})."
     # Before the base network is touched.
+    require_loaded(base_network)
     if base_fingerprint(base_network, _carried(folder)) != description["base_fingerprint"]:
         raise PosteriorFileError(
             f"{folder} was saved for another base model than this {type(base_network).__name__}. {load_the_base} If "
-            "it is, it has modules which its checkpoint lacks and which start at random: name them in LoraConfig's "
-            "modules_to_save when training."
+            "it is, either it was in another precision then (4-bit, 8-bit): load it with that quantization; or it has "
+            "modules which its checkpoint lacks and which start at random: name them in LoraConfig's modules_to_save "
+            "when training."
         )
     try:
         with warnings.catch_warnings():

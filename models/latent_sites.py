@@ -54,7 +54,7 @@ class LatentSites:
             rank: slice(min(group.start for group in groups), max(group.stop for group in groups))
             for rank, groups in ((rank, list(found)) for rank, found in groupby(self.groups, key=lambda g: g.rank))
         }
-        self.switch = perturb_linears(self.adapters)
+        self.switch = perturb_linears(network, self.adapters)
         self._df: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
     @property

@@ -6,7 +6,9 @@ from typing import Any
 import peft
 import pytest
 import torch
+from peft.tuners.lora.awq import AwqLoraLinear
 from peft.tuners.lora.config import MontecloraConfig
+from peft.tuners.lora.gptq import GPTQLoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from pyro import poutine
 from torch import nn
@@ -63,6 +65,12 @@ def monteclora() -> Any:
     return lora(
         build_bert(), target_modules=["query"], monteclora_config=MontecloraConfig(num_samples=2, buffer_size=4)
     )
+
+
+def quantized(kind: Any) -> Any:
+    """PEFT's layer for a quantization whose own library it does not need in order to be built."""
+    layer = kind(nn.Linear(8, 4), "default", config=peft.LoraConfig(), r=2, lora_alpha=2)
+    return nn.ModuleDict({"mix": layer})
 
 
 def merged() -> Any:
@@ -139,6 +147,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[AdapterError], str]] = {
         lambda: lora(Experts(), target_modules=[], target_parameters=["mix.weight"]),
         UNSUPPORTED,
         r"^mix: PEFT's ParamWrapper adapter .*bare parameter \(target_parameters\)",
+    ),
+    "GPTQ": (
+        lambda: quantized(GPTQLoraLinear),
+        UNSUPPORTED,
+        r"^mix: LoRA layers of type peft\.tuners\.lora\.gptq\.GPTQLoraLinear are not supported.*BitsAndBytesConfig",
+    ),
+    "AWQ": (
+        lambda: quantized(AwqLoraLinear),
+        UNSUPPORTED,
+        r"^mix: LoRA layers of type peft\.tuners\.lora\.awq\.AwqLoraLinear are not supported.*BitsAndBytesConfig",
     ),
     "merged": (merged, AdapterError, QUERY + r"the adapter is merged .*unmerge_adapter\(\)"),
     "disabled": (disabled, AdapterError, QUERY + r"adapters are disabled.*enable_adapter_layers\(\)"),
