@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from bayes_lora.errors import AdapterError, UnsupportedAdapterError
+from bayes_lora.fused import fuse, unfuse
 from bayes_lora.perturbation import PerturbedLinear, Switch
 from bayes_lora.placement import keep_layout, release_layout, require_loaded, require_whole
 
@@ -17,6 +18,7 @@ _SUPPORTED_LAYERS = (
     "peft.tuners.lora.layer.Linear",
     "peft.tuners.lora.bnb.Linear8bitLt",
     "peft.tuners.lora.bnb.Linear4bit",
+    "bayes_lora.fused.FusedLoraLinear",
 )
 _REFUSED_LAYERS = (
     ((ParamWrapper,), "it adapts a bare parameter (target_parameters)"),
@@ -158,6 +160,7 @@ def perturb_linears(network: nn.Module, adapters: tuple[Adapter, ...]) -> Switch
     switch = Switch()
     for adapter in adapters:
         adapter.layer.lora_A[adapter.key] = PerturbedLinear(adapter.linear, switch, adapter.name)
+        fuse(adapter.layer)
     return switch
 
 
@@ -165,6 +168,7 @@ def unwrap(network: nn.Module) -> nn.Module:
     """Give the network its plain PEFT Linears back, in place, and return it. Weights stay where they are."""
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
+            unfuse(layer)
             for key, linear in layer.lora_A.items():
                 if isinstance(linear, PerturbedLinear):
                     layer.lora_A[key] = linear.to_linear()

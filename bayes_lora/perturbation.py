@@ -19,11 +19,13 @@ class Switch:
         on: whether a forward pass sees the noise.
         with_grad: whether that pass is to be differentiated.
         num_rows: rows that the batch has when draws are stacked along it, else None.
+        exact: whether the noise is zero, so that a pass has to equal one without noise bit for bit.
     """
 
     on: bool = False
     with_grad: bool = False
     num_rows: int | None = None
+    exact: bool = False
     _pending: "weakref.ref[Pass] | None" = None
 
     def watch(self, logits: Tensor) -> Tensor:
@@ -87,7 +89,12 @@ class PerturbedLinear(nn.Linear):
         self.name = name
         self.perturbation: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def active_noise(self) -> Tensor | None:
+        """The perturbation, where this forward pass is to see it.
+
+        Raises:
+            CheckpointingError: the noise would get no gradient, or a pass waits for the noise that this one ends.
+        """
         noise = self.perturbation
         # Recomputing has gradients on. That is asked first, since torch.compile breaks its graph at the other question.
         if noise is None or not (self.switch.on or (torch.is_grad_enabled() and _in_backward())):
@@ -95,13 +102,19 @@ class PerturbedLinear(nn.Linear):
                 # Gradient checkpointing must recompute this pass without noise, too.
                 self.switch.require_settled()
                 self.perturbation = None
-            return super().forward(x)
+            return None
         if self.switch.on and self.switch.with_grad and not torch.is_grad_enabled():
             raise CheckpointingError(
                 f"{self.name}: it runs without gradients inside a pass that is to be differentiated, as reentrant "
                 "gradient checkpointing does; the noise would get no gradient. Use gradient_checkpointing_enable("
                 "gradient_checkpointing_kwargs={'use_reentrant': False})."
             )
+        return noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = self.active_noise()
+        if noise is None:
+            return super().forward(x)
         weight = self.weight + noise.to(self.weight)
         if noise.dim() == 2:
             return linear(x, weight, self.bias)

@@ -65,6 +65,7 @@ class BayesianLoRA(nn.Module):
         self.register_buffer(
             "sample_scale", self.sites.example.new_full((len(self.sites.adapters),), config.sample_scale)
         )
+        self.sites.switch.exact = config.sample_scale == 0
         self._adapters_known = self._adapter_state()
         self._active = {adapter.name: list(adapter.layer.active_adapters) for adapter in self.sites.adapters}
         self._checkpointable: list[Any] = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
@@ -149,6 +150,7 @@ class BayesianLoRA(nn.Module):
                 "for each adapter in model.sites.names."
             )
         self.sample_scale.copy_(values)
+        self.sites.switch.exact = not values.any()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "BayesianLoRA":
         # Sampling stays in float32 or better where the network is cast to half precision.
