@@ -49,8 +49,8 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
         self.terms: dict[str, Tensor] = {}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        guide_trace = _traced(guide).get_trace(*args, **kwargs)
+        model_trace = _traced(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -77,6 +77,13 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
         loss.backward()
         pyro.util.warn_if_nan(loss, "loss")
         return loss.item()
+
+
+def _traced(fn: Any) -> Any:
+    """`poutine.trace`, which also says that it has no use for param messages (see `BayesianLoRA`)."""
+    handler = poutine.trace(fn)
+    handler.msngr.ignores_params = True
+    return handler
 
 
 def _site_loss(model_site: dict[str, Any], guide_site: dict[str, Any] | None) -> Tensor:

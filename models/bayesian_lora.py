@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.replay_messenger import ReplayMessenger
 from torch import Tensor, nn
 
 from bayes_lora.adapters import AdapterGroup, check_state
@@ -214,8 +215,12 @@ class BayesianLoRA(nn.Module):
             adapter.linear.perturbation = noise
 
     def _announce_parameters(self) -> None:
-        """One param message per trainable tensor, so that `SVI.step` optimizes it; no global store is involved."""
-        if not poutine.runtime.am_i_wrapped():
+        """One param message per trainable tensor, so that `SVI.step` optimizes it; no global store is involved.
+
+        Not where no handler can want them: going through a whole transformer takes a tenth of a small step.
+        """
+        handlers = poutine.runtime._PYRO_STACK
+        if all(isinstance(h, ReplayMessenger) or getattr(h, "ignores_params", False) for h in handlers):
             return
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:

@@ -1,0 +1,281 @@
+"""The bench: what a step, a draw, a prediction and their memory cost, against PEFT and as each size grows."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bayes_lora.checks import require_count, require_seed
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.experiments.bench_cases import Case, loaded_base
+from bayes_lora.experiments.bench_contenders import (
+    TRAINING,
+    Contender,
+    Entrant,
+    draws,
+    over_components,
+    passes,
+    prediction,
+    sampling_and_kl,
+)
+from bayes_lora.experiments.bench_machine import machine
+from bayes_lora.experiments.bench_memory import Memory, measure_apart
+from bayes_lora.experiments.bench_results import Record, Results
+from bayes_lora.experiments.bench_timing import Key, Turn, least_squares, median_interval, race, ratio_interval
+from bayes_lora.inference.progress import progress_bar
+
+SAMPLING = "sampling_and_kl"
+_IN_MEMORY = ("lora", "peft_monteclora", "paper", "paper_explicit", "elbo", "full")
+# Several batches a call, since `predict` tries on the first one whether draws can share a pass.
+_BATCHES_PREDICTED = 4
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How to measure.
+
+    Attributes:
+        base_model: as ``--base-model`` takes it.
+        rounds: turns of every contender.
+        quick: the smallest case of each suite only: whether the bench runs, not what things cost.
+        seed: of the order of turns.
+        console: where progress goes; None shows none.
+
+    Raises:
+        ConfigurationError: rounds below 1, or a seed out of range.
+    """
+
+    base_model: str = "minilm"
+    rounds: int = 21
+    quick: bool = False
+    seed: int = 0
+    console: Console | None = None
+
+    def __post_init__(self) -> None:
+        require_count("rounds", self.rounds)
+        require_seed("seed", self.seed)
+
+    def race(self, title: str, turns: Mapping[Key, Turn]) -> dict[Key, list[float]]:
+        """Seconds per step, {contender: (round,)}, under a progress bar."""
+        with progress_bar(self.console) as progress:
+            task = progress.add_task(title, total=self.rounds * len(turns), terms="")
+            return race(
+                turns,
+                self.rounds,
+                seed=self.seed,
+                turn_seconds=0.02 if self.quick else 0.2,
+                on_turn=lambda: progress.advance(task),
+            )
+
+    def case(self, batch: int, tokens: int, **more: Any) -> Case:
+        """A case on the base model."""
+        return Case(self.base_model, batch, tokens, **more)
+
+    @property
+    def middle(self) -> tuple[int, int]:
+        """Batch and tokens of suites that vary something else."""
+        return (1, 8) if self.quick else (8, 32)
+
+
+def run_bench(bench: Bench, suites: Sequence[str], on_suite: Callable[[Results], None] = lambda _: None) -> Results:
+    """Measure some suites one after the other.
+
+    Args:
+        bench: how.
+        suites: their names, of `SUITES`.
+        on_suite: called with the results so far after each suite.
+
+    Raises:
+        ConfigurationError: no suite of that name.
+        BaseModelError: the base model cannot be loaded.
+    """
+    for suite in suites:
+        if suite not in SUITES:
+            raise ConfigurationError(f"there is no suite {suite!r}. Name some of {', '.join(SUITES)}, or 'all'.")
+    settings = {
+        "base_model": bench.base_model,
+        "quick": bench.quick,
+        "rounds": bench.rounds,
+        "threads": torch.get_num_threads(),
+    }
+    results = Results(settings, machine())
+    for suite in suites:
+        if suite == "gpu" and not torch.cuda.is_available():
+            results.not_measured[suite] = "no CUDA device is present, so nothing is claimed about GPUs"
+        else:
+            results.records += SUITES[suite](bench)
+        growth = [r for r in results.of("adapters") if r.contender == SAMPLING]
+        if growth:
+            counts = [float(record.case["adapters"]) for record in growth]
+            results.lines[SAMPLING] = least_squares(counts, [record.value.median for record in growth])
+        on_suite(results)
+    return results
+
+
+def _training(bench: Bench, suite: str, case: Case, contenders: Iterable[Contender]) -> list[Record]:
+    """Training steps of several contenders on one case."""
+    entered = list(contenders)
+    turns = {contender.name: contender.build(case) for contender in entered}
+    seconds = bench.race(f"{suite} {case.batch}x{case.tokens}", turns)
+    found = []
+    for contender in entered:
+        components = {} if contender.components is None else {"components": contender.components}
+        references = {name: seconds[name] for name in contender.references if name in seconds}
+        described = {**case.described(), **components}
+        found.append(_record(suite, described, contender, "step", seconds[contender.name], references))
+    return found
+
+
+def _record(
+    suite: str,
+    case: dict[str, int | str],
+    who: Entrant,
+    quantity: str,
+    values: Sequence[float],
+    references: Mapping[str, Sequence[float]],
+    unit: str = "s",
+) -> Record:
+    ratios = {name: ratio_interval(values, others) for name, others in references.items() if name != who.name}
+    return Record(suite, case, who.name, who.label, who.ours, quantity, unit, median_interval(values), ratios)
+
+
+def _steps(bench: Bench) -> list[Record]:
+    """A training step, over batch x tokens."""
+    sizes = ((1, 8),) if bench.quick else ((1, 8), (8, 32), (16, 64), (32, 64))
+    return [record for size in sizes for record in _training(bench, "steps", bench.case(*size), TRAINING.values())]
+
+
+def _components(bench: Bench) -> list[Record]:
+    """A training step, over the number of components."""
+    sizes, counts = (((1, 8),), (1, 4)) if bench.quick else (((1, 8), (8, 32)), (1, 4, 16, 64))
+    return [
+        record
+        for size in sizes
+        for record in _training(bench, "components", bench.case(*size), over_components(counts))
+    ]
+
+
+def _named(*names: str) -> list[Contender]:
+    return [TRAINING[name] for name in names]
+
+
+def _rank(bench: Bench) -> list[Record]:
+    """A training step, over the rank."""
+    entered = _named("lora", "peft_monteclora", "paper", "elbo")
+    cases = [bench.case(*bench.middle, rank=rank) for rank in (8, 32)]
+    return [record for case in cases for record in _training(bench, "rank", case, entered)]
+
+
+def _adapters(bench: Bench) -> list[Record]:
+    """A training step, over the number of adapters; and sampling and KL alone."""
+    sites: list[dict[str, Any]] = [{"targets": "attention"}, {"targets": "linear"}]
+    if not bench.quick:
+        sites.append({"targets": "linear", "shape": "deep"})
+    cases = [bench.case(*bench.middle, **site) for site in sites]
+    found = [record for case in cases for record in _training(bench, "adapters", case, _named("lora", "paper"))]
+    counts = (18, 36, 72) if bench.quick else (18, 36, 72, 108, 144)
+    width: int = loaded_base(bench.base_model, "base").config.hidden_size
+    turns = {count: sampling_and_kl(count, width, rank=8) for count in counts}
+    seconds = bench.race("adapters: sampling and KL", turns)
+    alone = Entrant(SAMPLING, "bayes_lora, sampling and KL alone", ours=True)
+    cases_alone: list[dict[str, int | str]] = [{"adapters": count, "rank": 8, "width": width} for count in counts]
+    found += [
+        _record("adapters", case, alone, "step", seconds[count], {})
+        for count, case in zip(counts, cases_alone, strict=True)
+    ]
+    return found
+
+
+def _memory_of(bench: Bench, suite: str, case: Case, names: Sequence[str]) -> list[Record]:
+    repeats = 1 if bench.quick else 3
+    measured: dict[str, list[Memory]] = {name: [] for name in names}
+    with progress_bar(bench.console) as progress:
+        task = progress.add_task(f"memory {case.batch}x{case.tokens}", total=repeats * len(names), terms="")
+        for _ in range(repeats):
+            for name in names:
+                measured[name].append(measure_apart(name, case))
+                progress.advance(task)
+    found = []
+    for quantity in ("process_peak", "tensor_peak", "held"):
+        sizes = {name: [float(getattr(memory, quantity)) for memory in measured[name]] for name in names}
+        references = {"lora": sizes["lora"]}
+        found += [
+            _record(suite, case.described(), TRAINING[name], quantity, sizes[name], references, unit="bytes")
+            for name in names
+        ]
+    return found
+
+
+def _memory(bench: Bench) -> list[Record]:
+    """Memory at the worst moment of a training step, and between two."""
+    size = (1, 8) if bench.quick else (32, 64)
+    return _memory_of(bench, "memory", bench.case(*size), ("lora", "paper") if bench.quick else _IN_MEMORY)
+
+
+def _draws(bench: Bench) -> list[Record]:
+    """A posterior draw."""
+    case = bench.case(1, 8)
+    ways: dict[str, dict[str, Any]] = {
+        "paper": {},
+        "paper_explicit": {"sampler": "explicit"},
+        "elbo": {"objective": "elbo"},
+    }
+    seconds = bench.race("draws", {name: draws(case, **config) for name, config in ways.items()})
+    described = {name: value for name, value in case.described().items() if name in ("rank", "adapters")}
+    references = {"paper": seconds["paper"]}
+    return [_record("draws", described, TRAINING[name], "draw", seconds[name], references) for name in ways]
+
+
+def _predict(bench: Bench) -> list[Record]:
+    """A forward pass of prediction under one draw, against one of the plain adapter."""
+    sizes, num_samples = (((1, 8),), 2) if bench.quick else (((1, 8), (8, 32)), 16)
+    found = []
+    for size in sizes:
+        case, work = bench.case(*size), (num_samples, _BATCHES_PREDICTED)
+        turns = {"lora": passes(case, *work), "paper": prediction(case, *work)}
+        raced = bench.race(f"predict {case.batch}x{case.tokens}", turns)
+        seconds = {name: [value / (num_samples * _BATCHES_PREDICTED) for value in raced[name]] for name in raced}
+        described = {**case.described(), "samples": num_samples}
+        references = {"lora": seconds["lora"]}
+        found += [
+            _record("predict", described, TRAINING[name], "prediction", seconds[name], references) for name in turns
+        ]
+    return found
+
+
+def _gpu(bench: Bench) -> list[Record]:
+    """The shape of the paper's Table 10: RoBERTa-base's configuration with random weights, on a CUDA device."""
+    case = bench.case(*((1, 8) if bench.quick else (32, 128)), shape="roberta", device="cuda")
+    found = _training(bench, "gpu", case, TRAINING.values())
+    for contender in _named("lora", "peft_monteclora", "paper", "elbo"):
+        waits = [float(_synchronizations(contender.build(case)))]
+        found.append(_record("gpu", case.described(), contender, "synchronizations", waits, {}, unit="count"))
+    return found + _memory_of(bench, "gpu", case, _IN_MEMORY)
+
+
+def _synchronizations(turn: Turn) -> int:
+    """How often a step makes the host wait for the device."""
+    turn(1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            turn(1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in caught) // 2  # a turn has an untimed step, too
+
+
+SUITES: dict[str, Callable[[Bench], list[Record]]] = {
+    "steps": _steps,
+    "components": _components,
+    "rank": _rank,
+    "adapters": _adapters,
+    "memory": _memory,
+    "draws": _draws,
+    "predict": _predict,
+    "gpu": _gpu,
+}

@@ -1,0 +1,43 @@
+"""What absolute times depend on."""
+
+import platform
+import subprocess
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bayes_lora
+from bayes_lora.experiments.runs import environment
+
+
+def machine() -> dict[str, Any]:
+    """Hardware, versions and threads, with the date, and the commit where this is a checkout."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        **environment(),
+        "processor": _processor(),
+        "gpu": gpu,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    root = Path(bayes_lora.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
