@@ -12,6 +12,8 @@ from torch.distributions import register_kl
 from bayes_lora.errors import DistributionError
 from bayes_lora.precision import full_precision, half_log_determinant
 
+_OVERWRITTEN_FROM = 2**20  # entries
+
 
 class ColumnNormal(TorchDistribution):  # type: ignore[misc]
     """Columns x_i ~ N(loc_i, L L'), i = 1..num_columns, with one factor L for all columns of an adapter.
@@ -78,7 +80,7 @@ class ColumnNormal(TorchDistribution):  # type: ignore[misc]
         """Draws (*sample_shape, adapter, [component,] column, rank): loc + Z L' with Z standard normal."""
         shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
         noise = torch.randn(shape, dtype=self.scale_tril.dtype, device=self.scale_tril.device)
-        draw = noise @ self.scale_tril.mT
+        draw = _coloured(noise, self.scale_tril)
         return draw if self.loc is None else draw + self.loc
 
     @full_precision
@@ -88,6 +90,16 @@ class ColumnNormal(TorchDistribution):  # type: ignore[misc]
         whitened = torch.linalg.solve_triangular(self.scale_tril, centred.mT, upper=False)
         normalizer = half_log_determinant(self.scale_tril) + self.event_shape[0] / 2 * math.log(2 * math.pi)
         return -whitened.square().sum(-2) / 2 - normalizer.unsqueeze(-1)  # type: ignore[no-any-return]
+
+
+def _coloured(noise: Tensor, factor: Tensor) -> Tensor:
+    """Z L', (..., column, rank); without gradients a large Z is overwritten part by part, in its own memory."""
+    if noise.numel() < _OVERWRITTEN_FROM or (torch.is_grad_enabled() and factor.requires_grad):
+        return noise @ factor.mT
+    flat = noise.flatten(end_dim=-3)
+    for part, own in zip(flat, factor.expand(*noise.shape[:-2], -1, -1).flatten(end_dim=-3), strict=True):
+        part.copy_(part @ own.mT)
+    return noise
 
 
 @register_kl(ColumnNormal, ColumnNormal)  # type: ignore[untyped-decorator]

@@ -9,8 +9,6 @@ from torch.nn.functional import linear
 
 from bayes_lora.perturbation import PerturbedLinear
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
     """PEFT's `lora.Linear`, which under noise computes ``x W' + b + scaling (x (mu + P)') B'`` in one function.
@@ -36,31 +34,34 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
     def _plain_parts(self, x: Tensor) -> tuple[PerturbedLinear, nn.Linear, nn.Linear, float] | None:
         """LoRA-A, base layer, LoRA-B and scaling, if nothing but their product is to be computed."""
         active = self.active_adapters
-        if len(active) != 1 or self.merged or self.disable_adapters:
+        if len(active) != 1 or self.merged or self.disable_adapters or torch.compiler.is_compiling():
             return None
-        key = active[0]
-        factor, expand, base = self.lora_A[key], self.lora_B[key], self.base_layer
-        dropout = self.lora_dropout[key]
+        key, modules = active[0], self._modules  # module and parameter attributes are slow to look up
+        factor, expand, base = modules["lora_A"]._modules[key], modules["lora_B"]._modules[key], modules["base_layer"]
+        if not (isinstance(factor, PerturbedLinear) and type(expand) is nn.Linear and type(base) is nn.Linear):
+            return None
+        weight, bias, dtype = base._parameters["weight"], base._parameters["bias"], x.dtype
+        weights = (weight, factor._parameters["weight"], expand._parameters["weight"])
         plain = (
-            isinstance(factor, PerturbedLinear)
-            and not factor.switch.exact
-            and type(base) is nn.Linear
-            and type(expand) is nn.Linear
-            and expand.bias is None
-            and not base.weight.requires_grad
-            and not (base.bias is not None and base.bias.requires_grad)
-            and (type(dropout) is nn.Identity or not self.training)
-            and x.dtype == base.weight.dtype == factor.weight.dtype == expand.weight.dtype
+            not factor.switch.exact
+            and (not self.training or type(modules["lora_dropout"]._modules[key]) is nn.Identity)
+            and expand._parameters["bias"] is None
+            and not any(tensor is not None and tensor.requires_grad for tensor in (weight, bias))
+            and all(tensor is not None and tensor.dtype == dtype for tensor in weights)
             and not torch.is_autocast_enabled(x.device.type)
-            and not torch.compiler.is_compiling()
-            and not any(_is_hooked(module) for module in (factor, expand, base, dropout))
+            and not (_is_hooked(factor) or _is_hooked(expand) or _is_hooked(base))
         )
         return (factor, base, expand, self.scaling[key]) if plain else None
 
 
 def _is_hooked(module: nn.Module) -> bool:
-    own = module.__dict__
-    return "forward" in own or any(own[name] for name in _HOOKS)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
 
 
 def fuse(layer: LoraLinear) -> None:

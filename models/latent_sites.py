@@ -56,6 +56,7 @@ class LatentSites:
         }
         self.switch = perturb_linears(network, self.adapters)
         self._df: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
+        self._site_plates = self._make_plates()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,8 +111,8 @@ class LatentSites:
             wishart_scale: for each rank, v (adapter, rank).
             columns: the distribution of a group's columns given its pi and covariance factors.
         """
-        outer, num_adapters = self.outer_shape, len(self.adapters)
-        with self._scale(), self._plates("", outer=outer, adapter=(num_adapters,)):
+        outer = self.outer_shape
+        with self._scale(), self._plates(""):
             pi = pyro.sample("pi", dist.Dirichlet(concentration.expand(*outer, -1, -1), validate_args=False))
         pi = _as_shape("pi", pi, (*outer, *concentration.shape))
         factors: dict[int, Callable[[], Tensor]] = {}
@@ -122,8 +123,7 @@ class LatentSites:
             fn = columns(
                 group, pi[..., group.start : group.stop, :], partial(self._group_factors, group, factors[group.rank])
             )
-            plates = {"outer": outer, "adapter": (len(group),), "component": self.component_shape}
-            with self._scale(draws=fn), self._plates(group.suffix, **plates, column=(group.in_features,)):
+            with self._scale(draws=fn), self._plates(group.suffix):
                 value = pyro.sample(self.column_site(group), fn)
             values.append(_as_shape(self.column_site(group), value, fn.batch_shape + fn.event_shape))
         return Latents(pi, tuple(values))
@@ -139,7 +139,7 @@ class LatentSites:
         """
         name, outer, num_adapters = f"Sigma_r{rank}", self.outer_shape, scale.shape[0]
         fn = Wishart(self.df(rank), scale, validate_args=False)
-        with self._scale(), self._plates(f"_r{rank}", outer=outer, adapter=(num_adapters,)):
+        with self._scale(), self._plates(f"_r{rank}"):
             covariance = pyro.sample(name, fn.expand((*outer, num_adapters)) if outer else fn)
         return cache(lambda: _as_shape(name, cholesky_factor(covariance), (*outer, num_adapters, rank, rank)))
 
@@ -148,14 +148,28 @@ class LatentSites:
         factor = factors()[..., group.start - first : group.stop - first, :, :]
         return (factor.unsqueeze(-3) if self.component_shape else factor).expand(self.factor_shape(group))
 
+    def _make_plates(self) -> dict[str, list[pyro.plate]]:
+        """For each site's suffix its plates, from left to right, named with the suffix, since their sizes and places
+        are that site's own. Made once: each costs more to make than a small distribution to sample."""
+        outer = {"outer": self.outer_shape}
+        sizes = {"": {**outer, "adapter": (len(self.adapters),)}}
+        for rank, members in self.ranks.items():
+            sizes[f"_r{rank}"] = {**outer, "adapter": (members.stop - members.start,)}
+        for group in self.groups:
+            inside = {"adapter": (len(group),), "component": self.component_shape, "column": (group.in_features,)}
+            sizes[group.suffix] = {**outer, **inside}
+        plates = {}
+        for suffix, shapes in sizes.items():
+            present = [(name + suffix, shape[0]) for name, shape in shapes.items() if shape]
+            dims = range(-len(present), 0)
+            plates[suffix] = [pyro.plate(name, size, dim=dim) for (name, size), dim in zip(present, dims, strict=True)]
+        return plates
+
     @contextmanager
-    def _plates(self, suffix: str, **shapes: tuple[int, ...]) -> Iterator[None]:
-        """Plates from left to right, none where the shape is (); named with the site's suffix, since their sizes and
-        places are that site's own."""
-        present = [(name, shape[0]) for name, shape in shapes.items() if shape]
+    def _plates(self, suffix: str) -> Iterator[None]:
         with ExitStack() as stack:
-            for dim, (name, size) in enumerate(present, start=-len(present)):
-                stack.enter_context(pyro.plate(name + suffix, size, dim=dim))
+            for plate in self._site_plates[suffix]:
+                stack.enter_context(plate)
             yield
 
     def _scale(self, draws: ColumnNormal | None = None) -> AbstractContextManager[object]:

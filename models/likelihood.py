@@ -67,10 +67,11 @@ class Classification:
                 )
             # On an accelerator this look would stall every step; there the data sets are checked when they are read.
             on_host = labels.device.type == "cpu" and num_examples > 0
-            if on_host and not 0 <= labels.min() <= labels.max() < num_classes:
+            least, most = (int(label) for label in labels.aminmax()) if on_host else (0, 0)
+            if not 0 <= least <= most < num_classes:
                 raise LikelihoodError(
-                    f"labels run from {labels.min()} to {labels.max()}, but the network has {num_classes} classes, "
-                    f"0 to {num_classes - 1}. Load it with num_labels={int(labels.max()) + 1}, or correct the labels."
+                    f"labels run from {least} to {most}, but the network has {num_classes} classes, 0 to "
+                    f"{num_classes - 1}. Load it with num_labels={most + 1}, or correct the labels."
                 )
         logits = logits.to(posterior_dtype(logits.dtype))
         with pyro.plate("data", num_examples, dim=-1), poutine.scale(scale=1 / num_examples):

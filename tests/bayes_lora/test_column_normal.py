@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from bayes_lora import column_normal
 from bayes_lora.column_normal import ColumnNormal
 from bayes_lora.errors import DistributionError
 from bayes_lora.wishart import Wishart, cholesky_factor
@@ -166,3 +167,13 @@ def test_the_factor_is_never_copied_per_column() -> None:
     assert peak_bytes(lambda: q.log_prob(value)) <= 4 * noise
     wasteful = MultivariateNormal(torch.zeros(adapters, columns, rank).double(), scale_tril=factor.unsqueeze(1))
     assert peak_bytes(wasteful.rsample) > 2.5 * noise
+
+
+def test_a_large_draw_without_gradients_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = ColumnNormal(factors(ADAPTERS, 2), COLUMNS)
+    draws = []
+    for least in (column_normal._OVERWRITTEN_FROM, 1):
+        monkeypatch.setattr(column_normal, "_OVERWRITTEN_FROM", least)
+        torch.manual_seed(0)
+        draws.append(q.rsample(torch.Size((3,))))
+    torch.testing.assert_close(draws[0], draws[1], rtol=1e-12, atol=1e-12)

@@ -99,7 +99,7 @@ def test_the_product_by_finite_differences() -> None:
     base, bias = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
     for shift in (bias, None):
         assert torch.autograd.gradcheck(
-            lambda x, mean, noise, expand, shift=shift: fused._Product.apply(x, mean, noise, expand, base, shift, 0.7),
+            lambda *arguments, shift=shift: fused._Product.apply(*arguments, base, shift, 0.7),  # type: ignore[no-untyped-call]
             tensors,
         )
     x, mean, noise, expand = tensors

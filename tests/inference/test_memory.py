@@ -37,14 +37,16 @@ def test_the_measure_counts_moments() -> None:
     assert size <= peak_bytes(lambda: torch.ones(1_000_000)) < 1.01 * size
 
 
-@pytest.mark.parametrize("mode", [torch.enable_grad(), torch.no_grad()], ids=["with gradients", "without"])
+@pytest.mark.parametrize(
+    ("mode", "most"), [(torch.enable_grad(), 2.5), (torch.no_grad(), 1.1)], ids=["with gradients", "without"]
+)
 @pytest.mark.parametrize("num_components", [4, 16])
-def test_one_draw_of_a_7b_model(mode: AbstractContextManager[None], num_components: int) -> None:
+def test_one_draw_of_a_7b_model(mode: AbstractContextManager[None], most: float, num_components: int) -> None:
     model = BayesianLoRA(unwrap(network()), bl.MonteCLoRAConfig(num_components=num_components))
     guide = MonteCLoRAGuide(model)
     with mode:
         peak = peak_bytes(lambda: poutine.trace(guide).get_trace())
-    assert NOISE <= peak <= 2.5 * NOISE
+    assert NOISE <= peak <= most * NOISE
 
 
 def test_torchs_normal_would_not_fit() -> None:
