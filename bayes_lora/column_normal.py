@@ -69,6 +69,8 @@ class ColumnNormal(TorchDistribution):  # type: ignore[misc]
     def expand(self, batch_shape: Any, _instance: Any = None) -> "ColumnNormal":
         """The same distribution with batch dimensions broadcast to `batch_shape`; its last entry stays the columns."""
         shape = torch.Size(batch_shape)
+        if shape == self.batch_shape:  # plates ask for what is there already, once each
+            return self
         if shape[-1] != self.num_columns:
             raise DistributionError(f"ColumnNormal: cannot expand {self.num_columns} columns to batch shape {shape}.")
         loc = None if self.loc is None else self.loc.expand(shape + self.event_shape)

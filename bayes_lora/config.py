@@ -31,6 +31,8 @@ class MonteCLoRAConfig:
         sampler: "collapsed" draws the mixture's sum once (same distribution, cost independent of N);
             "explicit" draws all N components.
         objective: "paper" is the loss of the paper with its sign errors mended; "elbo" is the evidence lower bound.
+        normal_kl: the KL of the noise: "sampled" at the drawn Sigma, "expected" averaged over Sigma in closed form
+            (the same objective, without that noise in its gradient).
         kl_weight: eta, of objective "paper" (default 1e-5).
         cooperative_weight: weight of mean_l sum_k pi_k^2, of objective "paper" (default 1).
         num_train_examples: n, the number of training rows, required by objective "elbo".
@@ -56,6 +58,7 @@ class MonteCLoRAConfig:
     mixture: Literal["dense", "sparse"] = "dense"
     sampler: Literal["collapsed", "explicit"] = "collapsed"
     objective: Literal["paper", "elbo"] = "paper"
+    normal_kl: Literal["sampled", "expected"] = "sampled"
     kl_weight: float | None = None
     cooperative_weight: float | None = None
     num_train_examples: int | None = None
@@ -66,6 +69,7 @@ class MonteCLoRAConfig:
         require_choice("mixture", self.mixture, ("dense", "sparse"))
         require_choice("sampler", self.sampler, ("collapsed", "explicit"))
         require_choice("objective", self.objective, ("paper", "elbo"))
+        require_choice("normal_kl", self.normal_kl, ("sampled", "expected"))
         require_count("num_components", self.num_components)
         require_count("num_outer_samples", self.num_outer_samples)
         require_positive("prior_concentration", self.prior_concentration)

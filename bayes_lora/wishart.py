@@ -68,9 +68,16 @@ class Wishart(TorchDistribution):  # type: ignore[misc]
         """E[Sigma] = df V, (adapter, rank, rank)."""
         return torch.diag_embed(self.df.unsqueeze(-1) * self.scale_diagonal)
 
+    @property
+    def log_determinant_gap(self) -> Tensor:
+        """ln|E[Sigma]| - E[ln|Sigma|] = r ln(nu / 2) - sum_{j<r} psi((nu - j) / 2), (adapter,); whatever V is."""
+        return self.rank * (self.df / 2).log() - _multivariate_digamma(self.df, self.rank)
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Wishart":
         """The same distribution with batch dimensions broadcast to `batch_shape`."""
         shape = torch.Size(batch_shape)
+        if shape == self.batch_shape:  # plates ask for what is there already, once each
+            return self
         return Wishart(self.df.expand(shape), self.scale_diagonal.expand((*shape, self.rank)), validate_args=False)
 
     @full_precision
@@ -126,6 +133,11 @@ def cholesky_factor(covariance: Tensor) -> Tensor:
     return factor  # type: ignore[no-any-return]
 
 
+def _multivariate_digamma(df: Tensor, rank: int) -> Tensor:
+    """psi_r(nu / 2) = sum_{j<r} psi((nu - j) / 2), of the shape of `df`."""
+    return torch.digamma((df.unsqueeze(-1) - torch.arange(rank, dtype=df.dtype, device=df.device)) / 2).sum(-1)
+
+
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
@@ -142,5 +154,5 @@ def _kl_wishart_wishart(q: Wishart, p: Wishart) -> Tensor:
     kl = (q.df * (ratio.sum(-1) - r) - p.df * ratio.log().sum(-1)) / 2
     if q.df is p.df:
         return kl
-    digammas = torch.digamma((q.df.unsqueeze(-1) - torch.arange(r, dtype=q.df.dtype, device=q.df.device)) / 2).sum(-1)
+    digammas = _multivariate_digamma(q.df, r)
     return kl + (q.df - p.df) / 2 * digammas + torch.mvlgamma(p.df / 2, r) - torch.mvlgamma(q.df / 2, r)

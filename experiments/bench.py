@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from bayes_lora.experiments.bench_contenders import (
     prediction,
     sampling_and_kl,
 )
+from bayes_lora.experiments.bench_gradients import gradient_noise, objectives
 from bayes_lora.experiments.bench_machine import machine
 from bayes_lora.experiments.bench_memory import Memory, measure_apart
 from bayes_lora.experiments.bench_results import Record, Results
@@ -31,6 +33,7 @@ SAMPLING = "sampling_and_kl"
 _IN_MEMORY = ("lora", "peft_monteclora", "paper", "paper_explicit", "elbo", "full")
 # Several batches a call, since `predict` tries on the first one whether draws can share a pass.
 _BATCHES_PREDICTED = 4
+_GRADIENTS_A_ROUND = 3
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,18 @@ def _predict(bench: Bench) -> list[Record]:
     return found
 
 
+def _gradients(bench: Bench) -> list[Record]:
+    """Variance and time of a stochastic gradient, by sampler and KL."""
+    case, num_draws = bench.case(*((1, 8) if bench.quick else (4, 16))), _GRADIENTS_A_ROUND * bench.rounds
+    found = []
+    with progress_bar(bench.console) as progress:
+        for asked in objectives(4) if bench.quick else objectives(4, 16):
+            task = progress.add_task("gradients", total=2 * len(asked.samplers) * num_draws, terms="")
+            advance = partial(progress.advance, task)
+            found += gradient_noise(case, asked, num_draws, seed=bench.seed, on_draw=advance)
+    return found
+
+
 def _gpu(bench: Bench) -> list[Record]:
     """The shape of the paper's Table 10: RoBERTa-base's configuration with random weights, on a CUDA device."""
     case = bench.case(*((1, 8) if bench.quick else (32, 128)), shape="roberta", device="cuda")
@@ -277,5 +292,6 @@ SUITES: dict[str, Callable[[Bench], list[Record]]] = {
     "memory": _memory,
     "draws": _draws,
     "predict": _predict,
+    "gradients": _gradients,
     "gpu": _gpu,
 }

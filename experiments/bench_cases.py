@@ -63,7 +63,8 @@ def loaded_base(base: str, shape: Shape) -> PreTrainedModel:
             vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, layer_norm_eps=1e-5, num_labels=2
         )
         return _random(config)
-    network = load_base_model(base, ("no", "yes")).network
+    with seeded(_SEED, _CPU):  # a new head is drawn at random
+        network = load_base_model(base, ("no", "yes")).network
     if shape == "deep":
         config = copy.deepcopy(network.config)
         config.num_hidden_layers *= 2

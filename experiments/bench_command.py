@@ -21,6 +21,7 @@ from bayes_lora.experiments.bench_report import (
     QUANTITIES,
     TITLES,
     around_table,
+    gradient_rows,
     markdown,
     ratios_text,
     sampling_line,
@@ -60,6 +61,8 @@ def bench_command(
     ] = False,
 ) -> None:
     """Time training steps, draws and predictions against PEFT, in interleaved rounds, and measure their memory.
+
+    And how much a stochastic gradient varies, by sampler and KL.
 
     Whole, it takes about half an hour on 2 cores; nothing else should run meanwhile.
     """
@@ -140,6 +143,14 @@ def print_results(results: Results) -> None:
     """A table for each suite; a case is named once."""
     for suite in results.suites:
         table = Table(title=Text(TITLES[suite]), title_justify="left")
+        if suite == "gradients":
+            head, rows = gradient_rows(results)
+            for column in head:
+                table.add_column(column)
+            for row in rows:
+                table.add_row(*(Text(cell) for cell in row))
+            Console().print(table)
+            continue
         for column in ("case", "contender", "median", "ratio to PEFT LoRA, or as named"):
             table.add_column(column, justify="right" if column == "median" else "left")
         records = results.of(suite)

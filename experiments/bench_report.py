@@ -7,6 +7,7 @@ from textwrap import fill
 from bayes_lora.errors import DataError
 from bayes_lora.experiments.bench import SAMPLING
 from bayes_lora.experiments.bench_contenders import PEFT_MOST_COMPONENTS
+from bayes_lora.experiments.bench_gradients import LORA_B_STD, PARAMETERS
 from bayes_lora.experiments.bench_results import Record, Results
 from bayes_lora.experiments.bench_timing import Estimate
 from bayes_lora.experiments.outputs import write_file
@@ -27,6 +28,10 @@ QUANTITIES = {
     "tensor_peak": "peak of a step's tensors, beyond the base model",
     "held": "held between steps, beyond the base model",
     "synchronizations": "waits of the host for the device",
+    "gradient": "loss and its gradient",
+    "kl_share": "KL in units of the NLL",
+    **{f"variance_{name}": f"variance of the gradient by {name}" for name in PARAMETERS},
+    **{f"cost_{name}": f"variance x time, by {name}" for name in PARAMETERS},
 }
 TITLES = {
     "steps": "One training step, over batch x tokens",
@@ -36,6 +41,7 @@ TITLES = {
     "memory": "Memory of a training step",
     "draws": "A posterior draw",
     "predict": "Prediction under one draw, against a forward pass of the plain adapter",
+    "gradients": "Variance of a stochastic gradient, and variance x time",
     "gpu": "RoBERTa-base's shape on a GPU",
 }
 
@@ -58,13 +64,21 @@ def markdown(results: Results, picture: str) -> str:
     if results.settings["quick"]:
         parts.append("**A quick run: it shows that the bench works, not what things cost.**")
     for suite in results.suites:
-        parts += [f"## {TITLES[suite]}", _suite_table(results, suite)]
+        table = _table(*gradient_rows(results)) if suite == "gradients" else _suite_table(results, suite)
+        parts += [f"## {TITLES[suite]}", table]
         if suite == "adapters":
             parts.append(sampling_line(results))
         if suite == "components":
             parts.append(
                 f"PEFT's MonteCLoRA is measured up to N = {PEFT_MOST_COMPONENTS}: not far beyond, its Dirichlet KL "
                 "overflows and the step after fails."
+            )
+        if suite == "gradients":
+            parts.append(
+                "Each row is one batch at one point, without dropout, LoRA-B drawn at random with standard deviation "
+                f"{LORA_B_STD}: what varies is the posterior's noise. Variance is the trace of the covariance of the "
+                "gradient by log v, log alpha and mu, ± half its jackknifed 95 % interval; variance x time, the time a "
+                "given precision takes, is in units of the first row of each case, with that interval."
             )
     for suite, why in results.not_measured.items():
         parts += [f"## {TITLES[suite]}", f"Not measured: {why}."]
@@ -167,6 +181,31 @@ def ratios_text(record: Record, labels: Mapping[str, str]) -> str:
     )
 
 
+def gradient_rows(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of gradients: a row for each way, the ways of a case one below the other."""
+    head = ["KL weight", "KL / NLL", "way", "time", *(f"variance, {name}" for name in PARAMETERS)]
+    head += [f"variance x time, {name}" for name in PARAMETERS]
+    found: dict[tuple[object, ...], dict[str, Record]] = {}
+    for record in results.of("gradients"):
+        key = (*sorted(record.case.items()), record.contender)
+        found.setdefault(key, {})[record.quantity] = record
+    rows = []
+    for measured in found.values():
+        first = measured["gradient"]
+        weight = next(f"{name} {first.case[name]}" for name in ("kl_weight", "temperature") if name in first.case)
+        cells = [weight, f"{measured['kl_share'].value.median:.2g}", first.label, value_text(first)]
+        for name in PARAMETERS:
+            value = measured[f"variance_{name}"].value
+            cells.append(f"{value.median:.3g} ± {100 * (value.high - value.low) / (2 * value.median):.0f} %")
+        for name in PARAMETERS:
+            ratios = measured[f"cost_{name}"].ratios.values()
+            # In significant digits: some are millionths.
+            texts = (f"{ratio.median:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]" for ratio in ratios)
+            cells.append(next(texts, "1"))
+        rows.append(cells)
+    return head, rows
+
+
 def _flat_line(results: Results) -> str:
     records = [r for r in results.of("components", "step") if r.contender.startswith("paper_n")]
     if not records:
@@ -222,6 +261,9 @@ def _scaled(unit: str) -> Callable[[float], str]:
         "s": lambda value: f"{1e3 * value:.3g} ms",
         "bytes": lambda value: f"{value / 1e6:.1f} MB",
         "count": lambda value: f"{value:.0f}",
+        "variance": lambda value: f"{value:.3g}",
+        "variance s": lambda value: f"{value:.3g} s",
+        "share": lambda value: f"{value:.2g}",
     }[unit]
 
 

@@ -19,10 +19,10 @@ _MOST_STEPS = 20
 
 @dataclass(frozen=True)
 class Estimate:
-    """A median with its interval.
+    """A median with its interval, or another estimate from several rounds.
 
     Attributes:
-        median: of the rounds.
+        median: of the rounds; or that estimate.
         low: lower end of the interval.
         high: upper end.
         coverage: probability that such an interval holds the true median, whatever the distribution of a round.

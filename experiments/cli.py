@@ -77,6 +77,9 @@ def fit_command(
     lora_dropout: Annotated[float, typer.Option(help="LoRA dropout.")] = 0.0,
     targets: Annotated[str, typer.Option(help="attention, all-linear, or module names and commas.")] = "attention",
     objective: Annotated[Literal["paper", "elbo"], typer.Option(help="The paper's loss, or the ELBO.")] = "paper",
+    normal_kl: Annotated[
+        Literal["sampled", "expected"], typer.Option(help="KL of the noise: at the drawn Sigma, or averaged over it.")
+    ] = "sampled",
     sample_scale: Annotated[float, typer.Option(help="Epsilon, the scale of the noise.")] = 5e-3,
     scale_schedule: Annotated[
         ScaleScheduleKind, typer.Option(help="How epsilon moves in training, up to --sample-scale.")

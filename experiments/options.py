@@ -18,7 +18,7 @@ from bayes_lora.inference import FitOptions
 # Options that MonteCLoRAConfig has under the same name, and that need no reading.
 _OF_POSTERIOR = (
     *("num_components", "num_outer_samples", "sample_scale", "prior_concentration", "sampler", "objective"),
-    *("kl_weight", "cooperative_weight", "prior_scale", "temperature"),
+    *("normal_kl", "kl_weight", "cooperative_weight", "prior_scale", "temperature"),
 )
 # Options of the network and its training, which a post hoc fit leaves alone.
 _OF_NETWORK = ("rank", "lora_alpha", "lora_dropout", "targets", "lr", "weight_decay", "two_phase")

@@ -1,7 +1,8 @@
 """The guide: the learned posterior over LoRA-A."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro
@@ -14,8 +15,10 @@ from torch import Tensor
 from bayes_lora.adapters import AdapterGroup
 from bayes_lora.column_normal import ColumnNormal
 from bayes_lora.errors import UnsupportedELBOError
+from bayes_lora.expected_normal import ExpectedColumnNormal
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.models.latent_sites import Latents
+from bayes_lora.precision import posterior_dtype
 
 _MIN_RANDOM_CONCENTRATION = 1e-3
 
@@ -65,11 +68,22 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
         with pyro.settings.context(module_local_params=True):
             return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MonteCLoRAGuide":
+        # Cast to half precision, the posterior stays in float32 or better; the network may be cast alone.
+        def cast(value: Tensor) -> Tensor:
+            new = fn(value)
+            halved = value.is_floating_point() and posterior_dtype(new.dtype) != new.dtype
+            return value.to(new.device) if halved else new
+
+        super()._apply(cast, recurse)
+        return self
+
     def forward(self, *args: Any, **kwargs: Any) -> Latents:
         """Sample the posterior; the batch is accepted, as Pyro passes it, and not looked at."""
         _refuse_unsupported_elbo()
         sites = self.model.sites
-        return sites.sample(self.concentration, {rank: self.scale(rank) for rank in sites.ranks}, self._columns)
+        scales = {rank: self.scale(rank) for rank in sites.ranks}
+        return sites.sample(self.concentration, scales, partial(self._columns, scales))
 
     @property
     def model(self) -> BayesianLoRA:
@@ -80,15 +94,19 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
         """v of the adapters of this rank, (adapter, rank)."""
         return getattr(self, f"scale_r{rank}")  # type: ignore[no-any-return]
 
-    def _columns(self, group: AdapterGroup, pi: Tensor, factors: Callable[[], Tensor]) -> ColumnNormal:
+    def _columns(
+        self, scales: Mapping[int, Tensor], group: AdapterGroup, pi: Tensor, factors: Callable[[], Tensor]
+    ) -> ColumnNormal:
         sites, config = self.model.sites, self.model.config
-        if config.objective == "paper":
-            return ColumnNormal(factors(), group.in_features, validate_args=False)
-        spread = pi.square().sum(-1).sqrt() if config.mixture == "dense" else torch.ones_like(pi[..., 0])
-        scale = self.model.group_scale(group) * spread
-        return ColumnNormal(
-            scale[..., None, None] * factors(), group.in_features, sites.means(group), validate_args=False
-        )
+        factor, spread, loc = factors(), None, None
+        if config.objective == "elbo":
+            of_weights = pi.square().sum(-1).sqrt() if config.mixture == "dense" else torch.ones_like(pi[..., 0])
+            spread, loc = self.model.group_scale(group) * of_weights, sites.means(group)
+            factor = spread[..., None, None] * factor
+        if config.normal_kl == "sampled":
+            return ColumnNormal(factor, group.in_features, loc, validate_args=False)
+        wishart = sites.group_wishart(group, scales[group.rank])
+        return ExpectedColumnNormal(factor, group.in_features, wishart, spread, loc, validate_args=False)
 
 
 def _refuse_unsupported_elbo() -> None:

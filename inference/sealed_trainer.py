@@ -13,16 +13,24 @@ class SealedTrainer(Trainer):
     """`transformers.Trainer` whose checkpoints carry checksums of their files, written last."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; with True, from the newest whole checkpoint in `args.output_dir`, or from the start if there is none.
+        """Train, on from a checkpoint where one is given.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; a folder with checkpoints, of which the newest whole one counts; or
+                True for those in `args.output_dir`, where training starts anew if there is none.
+            args, kwargs: the Trainer's.
 
         Raises:
-            CheckpointFileError: the checkpoint named is cut short or damaged.
+            CheckpointFileError: the checkpoint is cut short or damaged, or none in the folder is whole.
         """
-        if resume_from_checkpoint is True:
+        if resume_from_checkpoint in (True, "True"):  # the latter as a script's command line gives it
             newest = newest_whole(Path(str(self.args.output_dir)))
             resume_from_checkpoint = None if newest is None else str(newest)
         elif resume_from_checkpoint:
-            require_whole(Path(resume_from_checkpoint))
+            named = Path(str(resume_from_checkpoint))
+            chosen = newest_whole(named) or named
+            require_whole(chosen)
+            resume_from_checkpoint = str(chosen)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

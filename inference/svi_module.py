@@ -59,3 +59,13 @@ class SVIModule(nn.Module):
         frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         prefix = kwargs.get("prefix", "")
         return type(state)((name, value) for name, value in state.items() if name.removeprefix(prefix) not in frozen)
+
+    @property
+    def main_input_name(self) -> str:
+        """That of the network, whose tokens the Trainer counts."""
+        return str(getattr(self.model.network, "main_input_name", "input_ids"))
+
+    def floating_point_ops(self, inputs: dict[str, Any], exclude_embeddings: bool = True) -> int:
+        """The Trainer's estimate for the network; 0 where the network has none."""
+        estimate = getattr(self.model.network, "floating_point_ops", None)
+        return 0 if estimate is None else int(estimate(inputs, exclude_embeddings=exclude_embeddings))

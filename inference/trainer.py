@@ -1,10 +1,7 @@
 """Training under the transformers Trainer: its loss is the ELBO of model and guide."""
 
 import inspect
-import os
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,21 +12,17 @@ from transformers import EvalPrediction, TrainingArguments
 from bayes_lora.checks import require_count, require_positive
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference.callbacks import MoveScale, OwnDraws
-from bayes_lora.inference.guide import MonteCLoRAGuide
-from bayes_lora.inference.hub import push_to_hub
 from bayes_lora.inference.ledger import Ledger
 from bayes_lora.inference.metrics import evaluate
-from bayes_lora.inference.model_card import CardFacts, label_names_of, write_card
-from bayes_lora.inference.posterior_files import DESCRIPTION_FILE
 from bayes_lora.inference.predictive import predict
+from bayes_lora.inference.refused_options import refuse_unsupported
+from bayes_lora.inference.saving_trainer import SavingTrainer
 from bayes_lora.inference.scale_schedule import SampleScaleSchedule
-from bayes_lora.inference.sealed_trainer import SealedTrainer
-from bayes_lora.inference.storage import save_posterior
 from bayes_lora.inference.svi_module import SVIModule
 from bayes_lora.models import BayesianLoRA
 
 
-class SVITrainer(SealedTrainer):
+class SVITrainer(SavingTrainer):
     """`transformers.Trainer` whose loss is the Pyro ELBO of model and guide.
 
     Everything else is the Trainer's: schedulers, callbacks, accumulation, clipping, checkpoints, reports. It logs the
@@ -71,7 +64,7 @@ class SVITrainer(SealedTrainer):
     ) -> None:
         require_positive("posterior_learning_rate", posterior_learning_rate)
         require_count("num_samples", num_samples)
-        _refuse_unsupported(args, kwargs)
+        refuse_unsupported(args, kwargs)
         self.posterior_learning_rate = posterior_learning_rate
         self.num_samples = num_samples
         self.svi = SVIModule(model, guide, scale_schedule)
@@ -123,104 +116,16 @@ class SVITrainer(SealedTrainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's; `predictions` are log probabilities of the posterior predictive (example, class)."""
         output = super().predict(*args, **kwargs)
-        return output._replace(predictions=output.predictions[0])
+        return output._replace(predictions=_of_predictive(output.predictions))
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         more = {}
         if self._more_metrics is not None:
-            more = self._more_metrics(EvalPrediction(prediction.predictions[0], prediction.label_ids))
+            own = _of_predictive(prediction.predictions)
+            more = self._more_metrics(
+                EvalPrediction(own, prediction.label_ids, inputs=prediction.inputs, losses=prediction.losses)
+            )
         return {**predictive_metrics(prediction), **more}
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write what `save_posterior` writes, and the tokenizer, beside what else is in the folder.
-
-        By default the folder is `args.output_dir`. The Trainer's own checkpoints hold what it needs to go on instead.
-        """
-        if _internal_call:
-            super().save_model(output_dir, _internal_call)
-            return
-        if self.args.should_save:
-            self._write_posterior(Path(output_dir or str(self.args.output_dir)))
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save")
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **card: Any,
-    ) -> Any:
-        """Save, and put the posterior on the hub as `args.hub_model_id`, with a card that has the last metrics.
-
-        Args:
-            commit_message: what the commit says.
-            blocking: must be True: it returns when the files are there.
-            token: by default `args.hub_token`, or the login.
-            revision: must be None: the main branch.
-            private: make a new repository private; by default `args.hub_private_repo`.
-            card: `language` and `license`; others of the Trainer's card are of no use here.
-
-        Raises:
-            HubError, ConfigurationError: see `bayes_lora.inference.push_to_hub`.
-        """
-        if not blocking or revision is not None:
-            raise ConfigurationError(
-                "push_to_hub of an SVITrainer writes to the main branch and waits for it. Drop blocking and revision."
-            )
-        folder = Path(str(self.args.output_dir))
-        if not self.is_world_process_zero():
-            return None
-        self._write_posterior(folder)
-        self.create_model_card(language=card.get("language"), license=card.get("license"))
-        repository = self.args.hub_model_id or folder.resolve().name
-        return push_to_hub(
-            folder,
-            repository,
-            private=bool(self.args.hub_private_repo if private is None else private),
-            token=token or self.args.hub_token,
-            commit_message=commit_message or "End of training",
-        )
-
-    def create_model_card(
-        self, language: str | None = None, license: str | None = None, *others: Any, **more: Any
-    ) -> None:
-        """Write the posterior's model card, with the metrics of the last evaluation, into `args.output_dir`."""
-        folder = Path(str(self.args.output_dir))
-        if not self.is_world_process_zero():
-            return
-        if not (folder / DESCRIPTION_FILE).is_file():
-            self._write_posterior(folder)
-        evaluations = [logs for logs in self.state.log_history if "eval_nll" in logs]
-        last = evaluations[-1] if evaluations else {}
-        known = [name for name in ("accuracy", "nll", "ece", "brier") if f"eval_{name}" in last]
-        facts = CardFacts(
-            label_names=label_names_of(self.svi.model.network),
-            predictive_metrics={name: last[f"eval_{name}"] for name in known},
-            point_metrics={name: last[f"eval_point_{name}"] for name in known},
-            num_samples=self.num_samples,
-            language=language,
-            license=license,
-        )
-        write_card(folder, facts)
-
-    def _write_posterior(self, folder: Path) -> None:
-        guide = self.svi.guide
-        if not isinstance(guide, MonteCLoRAGuide):
-            raise ConfigurationError(
-                f"a posterior is saved with a MonteCLoRAGuide, and this guide is a {type(guide).__name__}. Save its "
-                "state_dict() with safetensors instead, and the network with save_pretrained."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".posterior-") as scratch:
-            written = save_posterior(self.svi.model, guide, Path(scratch) / "posterior")
-            # The description last: beside files of another save it would not fit their checksums.
-            for path in sorted(written.iterdir(), key=lambda path: path.name == DESCRIPTION_FILE):
-                path.replace(folder / path.name)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # Checkpoints hold what is trained; the frozen base is missing there by design.
@@ -251,38 +156,25 @@ class SVITrainer(SealedTrainer):
         return loss, (predictive.to(self.args.device), point.to(self.args.device)), labels
 
 
-def _refuse_unsupported(args: TrainingArguments | None, given: dict[str, Any]) -> None:
-    """Raise for what would train something else than the objective, or nothing."""
-    sharded = {
-        "FSDP": getattr(args, "fsdp", None) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true",
-        "DeepSpeed": getattr(args, "deepspeed", None)
-        or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true",
-    }
-    for name, found in sharded.items():
-        if found:
-            raise ConfigurationError(
-                f"{name} is not supported: it keeps a part of each weight on each process, while noise is added to "
-                "whole LoRA-A matrices, and the ELBO reads them outside the network's forward pass. Use one process "
-                f"per GPU without {name} (torchrun or accelerate launch), with a 4-bit base if it is too large."
-            )
-    if getattr(args, "label_smoothing_factor", 0.0) != 0:
-        raise ConfigurationError(
-            "label_smoothing_factor changes the loss outside the model, which would no longer be the ELBO. Drop it."
-        )
-    if given.get("compute_loss_func") is not None:
-        raise ConfigurationError(
-            "compute_loss_func would replace the ELBO. Pass a likelihood of your own to BayesianLoRA instead."
-        )
-
-
 def predictive_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Metrics of what `SVITrainer.prediction_step` returns: of the predictive, and with `point_` of the mean."""
-    predictive, point = (torch.from_numpy(np.asarray(values)).exp() for values in prediction.predictions)
-    labels = torch.from_numpy(np.asarray(prediction.label_ids))
+    pairs: Any = prediction.predictions
+    if isinstance(pairs, list):  # batch by batch, with eval_do_concat_batches=False
+        pairs = [np.concatenate(batches) for batches in zip(*pairs, strict=True)]
+    predictive, point = (torch.from_numpy(np.asarray(values)).exp() for values in pairs)
+    label_ids: Any = prediction.label_ids
+    labels = torch.from_numpy(np.concatenate(label_ids) if isinstance(label_ids, list) else np.asarray(label_ids))
     return {
         **evaluate(predictive, labels),
         **{f"point_{name}": value for name, value in evaluate(point, labels).items()},
     }
+
+
+def _of_predictive(predictions: Any) -> Any:
+    """The posterior predictive's part of what `SVITrainer.prediction_step` returns, whole or as a list of batches."""
+    if isinstance(predictions, list):
+        return [batch[0] for batch in predictions]
+    return None if predictions is None else predictions[0]
 
 
 def _base(model: BayesianLoRA) -> Any:

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.replay_messenger import ReplayMessenger
 from torch import Tensor, nn
 
-from bayes_lora.adapters import AdapterGroup, check_state
+from bayes_lora.adapters import Adapter, AdapterGroup, check_state
 from bayes_lora.column_normal import ColumnNormal
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import AdapterError, ConfigurationError, LikelihoodError
@@ -68,7 +68,9 @@ class BayesianLoRA(nn.Module):
         )
         self.sites.switch.exact = config.sample_scale == 0
         self._adapters_known = self._adapter_state()
-        self._active = {adapter.name: list(adapter.layer.active_adapters) for adapter in self.sites.adapters}
+        self._active = [list(adapter.layer.active_adapters) for adapter in self.sites.adapters]
+        # In a tuple, so that the module system does not see them a second time.
+        self._linears: tuple[Any, ...] = tuple(adapter.linear for adapter in self.sites.adapters)
         self._checkpointable: list[Any] = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
 
     def forward(self, **batch: Any) -> Tensor:
@@ -173,7 +175,7 @@ class BayesianLoRA(nn.Module):
             num_rows: rows of the batch when it holds the examples once per draw.
         """
         self._check_adapters()
-        before = [adapter.linear.perturbation for adapter in self.sites.adapters]
+        before = [linear.perturbation for linear in self._linears]
         # One unbind per group: picking adapters one by one would cost a full-size gradient for each.
         noises = [noise for group in perturbations for noise in group.unbind(-3)]
         self._set(noises)
@@ -211,8 +213,8 @@ class BayesianLoRA(nn.Module):
         return logits
 
     def _set(self, perturbations: Sequence[Any]) -> None:
-        for adapter, noise in zip(self.sites.adapters, perturbations, strict=True):
-            adapter.linear.perturbation = noise
+        for linear, noise in zip(self._linears, perturbations, strict=True):
+            linear.perturbation = noise
 
     def _announce_parameters(self) -> None:
         """One param message per trainable tensor, so that `SVI.step` optimizes it; no global store is involved.
@@ -240,16 +242,19 @@ class BayesianLoRA(nn.Module):
                 f"adapters {sorted(added)} were added after BayesianLoRA was built, so they have no posterior. "
                 "Call unwrap(net) and build BayesianLoRA again."
             )
-        for adapter in self.sites.adapters:
-            check_state(adapter.name, adapter.layer)
-            expected = self._active[adapter.name]
-            if list(adapter.layer.active_adapters) != expected:
-                raise AdapterError(
-                    f"{adapter.name}: the active adapters are {adapter.layer.active_adapters}, but the posterior is of "
-                    f"{expected}. Call net.set_adapter({adapter.key!r}) first."
-                )
-            if getattr(adapter.linear, "switch", None) is not self.sites.switch:
+        for adapter, linear, active in zip(self.sites.adapters, self._linears, self._active, strict=True):
+            layer = adapter.layer
+            if layer.merged or layer.disable_adapters or layer.active_adapters != active:
+                self._refuse_state(adapter, active)
+            if layer.lora_A._modules.get(adapter.key) is not linear:
                 raise AdapterError(
                     f"{adapter.name}: the network no longer belongs to this BayesianLoRA model: it was unwrapped, or "
                     "wrapped by another one since. Build BayesianLoRA and its guide again."
                 )
+
+    def _refuse_state(self, adapter: Adapter, active: list[str]) -> None:
+        check_state(adapter.name, adapter.layer)
+        raise AdapterError(
+            f"{adapter.name}: the active adapters are {adapter.layer.active_adapters}, but the posterior is of "
+            f"{active}. Call net.set_adapter({adapter.key!r}) first."
+        )

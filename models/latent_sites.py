@@ -132,6 +132,13 @@ class LatentSites:
         """([outer,] adapter, [component,] rank, rank): of the covariance factors that the group's columns have."""
         return (*self.outer_shape, len(group), *self.component_shape, group.rank, group.rank)
 
+    def group_wishart(self, group: AdapterGroup, scale: Tensor) -> Wishart:
+        """Of the group's covariances, (adapter, [1]) beside the components, given v (adapter, rank) of its rank."""
+        df, v = self.df(group.rank)[self._rows(group)], scale[self._rows(group)]
+        if self.component_shape:
+            df, v = df.unsqueeze(-1), v.unsqueeze(-2)
+        return Wishart(df, v, validate_args=False)
+
     def _sample_covariances(self, rank: int, scale: Tensor) -> Callable[[], Tensor]:
         """Open the Sigma of all adapters of this rank; returns what gives their factors ([outer,] adapter, rank, rank).
 
@@ -143,9 +150,13 @@ class LatentSites:
             covariance = pyro.sample(name, fn.expand((*outer, num_adapters)) if outer else fn)
         return cache(lambda: _as_shape(name, cholesky_factor(covariance), (*outer, num_adapters, rank, rank)))
 
-    def _group_factors(self, group: AdapterGroup, factors: Callable[[], Tensor]) -> Tensor:
+    def _rows(self, group: AdapterGroup) -> slice:
+        """Where the group's adapters stand among all of their rank."""
         first = self.ranks[group.rank].start
-        factor = factors()[..., group.start - first : group.stop - first, :, :]
+        return slice(group.start - first, group.stop - first)
+
+    def _group_factors(self, group: AdapterGroup, factors: Callable[[], Tensor]) -> Tensor:
+        factor = factors()[..., self._rows(group), :, :]
         return (factor.unsqueeze(-3) if self.component_shape else factor).expand(self.factor_shape(group))
 
     def _make_plates(self) -> dict[str, list[pyro.plate]]:

@@ -17,6 +17,9 @@ class Likelihood(Protocol):
     def __call__(self, logits: Tensor, labels: Tensor | None) -> None: ...
 
 
+_KEPT_PLATES = 8
+
+
 class Classification:
     """y_i ~ Categorical(softmax(logits_i)) in the plate `data`, scaled by 1 / batch size.
 
@@ -29,6 +32,7 @@ class Classification:
         Raises:
             LikelihoodError: one label (a regression head) or a problem type other than single-label classification.
         """
+        self._plates: dict[int, pyro.plate] = {}
         config = getattr(network, "config", None)
         if getattr(config, "num_labels", None) == 1:
             raise LikelihoodError(
@@ -41,6 +45,15 @@ class Classification:
                 f"the network has problem_type={problem!r}; only 'single_label_classification' is supported. "
                 "Set network.config.problem_type accordingly."
             )
+
+    def _plate(self, size: int) -> pyro.plate:
+        """The data plate; it takes longer to make than the likelihood to compute, so those in use are kept."""
+        if size not in self._plates:
+            if len(self._plates) == _KEPT_PLATES:
+                self._plates.clear()
+            with poutine.block():
+                self._plates[size] = pyro.plate("data", size, dim=-1)
+        return self._plates[size]
 
     def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
         """Open `logits` (deterministic) and `y` (observed if there are labels).
@@ -74,6 +87,6 @@ class Classification:
                     f"{num_classes - 1}. Load it with num_labels={most + 1}, or correct the labels."
                 )
         logits = logits.to(posterior_dtype(logits.dtype))
-        with pyro.plate("data", num_examples, dim=-1), poutine.scale(scale=1 / num_examples):
+        with self._plate(num_examples), poutine.scale(scale=1 / num_examples):
             pyro.deterministic("logits", logits, event_dim=1)
             pyro.sample("y", dist.Categorical(logits=logits, validate_args=False), obs=labels)

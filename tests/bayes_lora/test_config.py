@@ -91,6 +91,7 @@ def test_non_negative_options(option: str, value: Any) -> None:
         ("mixture", "'dense', 'sparse'"),
         ("sampler", "'collapsed', 'explicit'"),
         ("objective", "'paper', 'elbo'"),
+        ("normal_kl", "'sampled', 'expected'"),
         ("degrees_of_freedom", "'rank', 'in_features'"),
     ],
 )

@@ -1,11 +1,13 @@
-"""A small file of rows, and a run fitted on it."""
+"""A small file of rows, a run fitted on it, and a tiny base model without a head."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer, BertConfig, BertModel
 
+from bayes_lora.experiments.base_models import resolve_base_model
 from bayes_lora.experiments.embedded_task import make_embedded_task
 from bayes_lora.experiments.rows import write_jsonl
 from tests.experiments.commands import QUICK, fit_arguments, run
@@ -26,3 +28,21 @@ def fitted(rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     out = tmp_path_factory.mktemp("runs") / "run"
     result = run(*fit_arguments(rows_file), "--out", out, "--json", *QUICK)
     return out, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random BERT of two blocks and width 32, with the real tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = AutoTokenizer.from_pretrained(resolve_base_model("minilm"))
+    tokenizer.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return str(folder)

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from bayes_lora.errors import BenchError, ConfigurationError, DataError
 from bayes_lora.experiments import bench_contenders
-from bayes_lora.experiments.base_models import resolve_base_model
 from bayes_lora.experiments.bench_cases import Case, loaded_base, lora_network, target_paths
 from bayes_lora.experiments.bench_contenders import (
     PEFT_MOST_COMPONENTS,
@@ -30,25 +28,7 @@ from tests.experiments.commands import run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMITTED = ROOT / "experiments" / "results" / "bench-cpu.json"
-SUITES = ["steps", "components", "rank", "adapters", "memory", "draws", "predict"]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random BERT of two blocks and width 32, with the real tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = AutoTokenizer.from_pretrained(resolve_base_model("minilm"))
-    tokenizer.save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=64,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return str(folder)
+SUITES = ["steps", "components", "rank", "adapters", "memory", "draws", "predict", "gradients"]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +53,7 @@ def test_a_bench_leaves_results_a_page_and_a_picture(measured: tuple[Path, Any])
     page = (out / "bench.md").read_text(encoding="utf-8")
     assert "PEFT MonteCLoRA, N = 4" in page
     assert "A quick run" in page
+    assert "paper, explicit, expected KL, N = 4" in page
 
 
 def test_every_step_is_compared_with_lora(measured: tuple[Path, Any]) -> None:

@@ -74,13 +74,20 @@ def test_people_get_tables(fitted: tuple[Path, dict[str, Any]], rows_file: Path,
 
 
 @pytest.mark.parametrize(
-    "objective", [["--objective", "elbo", "--temperature", "0.01"], ["--method", "monteclora_sparse"]]
+    "objective",
+    [
+        ["--objective", "elbo", "--temperature", "0.01"],
+        ["--method", "monteclora_sparse"],
+        ["--objective", "elbo", "--normal-kl", "expected"],
+    ],
 )
 def test_other_objectives_and_methods(rows_file: Path, tmp_path: Path, objective: list[str]) -> None:
     run(*fit_arguments(rows_file), "--out", tmp_path / "run", *objective, *QUICK, "--limit", "8")
     config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["posterior"]
     assert config["num_train_examples"] == (8 if "elbo" in objective else None)
     assert config["mixture"] == ("dense" if "elbo" in objective else "sparse")
+    assert config["normal_kl"] == ("expected" if "--normal-kl" in objective else "sampled")
+    assert read_config(tmp_path / "run").posterior.normal_kl == config["normal_kl"]
 
 
 def test_rows_are_shown_as_they_are(rows_file: Path, tmp_path: Path) -> None:

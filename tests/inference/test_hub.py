@@ -130,3 +130,20 @@ def test_a_folder_comes_before_a_repository(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     expected = content(*build_saved(Path("runs/mine")))
     assert same(content(*load_posterior(build_base(), "runs/mine")), expected)
+
+
+def test_a_trainer_pushes_posteriors(tmp_path: Path) -> None:
+    with serve() as hub:
+        command = [sys.executable, "-W", "ignore", "-m", "tests.trainer_push_run", str(tmp_path / "run")]
+        environment = {**os.environ, **hub.environment(tmp_path / "cache")}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) is True
+    repository = hub.repositories["tester/trained"]
+    messages = [message for _, message, _ in repository.commits[1:]]
+    assert messages == ["Training in progress, step 2", "Training in progress, step 4", "End of training"]
+    _, files = repository.files("main")  # type: ignore[misc]
+    assert set(files) == FILES | {"README.md"}
+    card = files["README.md"].decode()
+    assert "GLUE MRPC" in card
+    assert "language: en" in card

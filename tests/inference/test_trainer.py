@@ -12,7 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from bayes_lora.errors import ConfigurationError, NonFiniteLossError
+from bayes_lora.errors import CheckpointFileError, ConfigurationError, NonFiniteLossError
 from bayes_lora.inference import evaluate, load_posterior, predict
 from bayes_lora.inference.trainer import SVITrainer
 from tests.networks import build_network, build_pair
@@ -41,7 +41,10 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
 def build_trainer(
     folder: Path, trainer: type[SVITrainer] = SVITrainer, dropout: float = 0.1, **options: Any
 ) -> SVITrainer:
-    own = ("posterior_learning_rate", "callbacks", "compute_metrics", "compute_loss_func")
+    own = (
+        *("posterior_learning_rate", "callbacks", "compute_metrics", "compute_loss_func"),
+        "preprocess_logits_for_metrics",
+    )
     keywords = {name: options.pop(name) for name in own if name in options}
     model, guide = build_pair(build_network(dropout=dropout), sample_scale=0.3, kl_weight=0.01)
     return trainer(
@@ -251,6 +254,55 @@ def test_metrics_of_the_users_own_see_what_any_trainer_shows(tmp_path: Path) -> 
     assert np.exp(output.predictions) == pytest.approx(expected.mean_probs.numpy(), abs=1e-6)
 
 
+def test_metrics_see_inputs_and_losses_where_asked(tmp_path: Path) -> None:
+    def own(prediction: EvalPrediction) -> dict[str, float]:
+        assert prediction.inputs.shape == (20, 7)  # type: ignore[union-attr]
+        return {"mean_loss": float(np.mean(prediction.losses))}  # type: ignore[arg-type]
+
+    trainer = build_trainer(tmp_path, compute_metrics=own, include_for_metrics=["inputs", "loss"])
+    metrics = trainer.evaluate()
+    assert metrics["eval_mean_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-5)
+
+
+def test_predictions_batch_by_batch(tmp_path: Path) -> None:
+    whole = build_trainer(tmp_path, per_device_eval_batch_size=8)
+    parts = build_trainer(tmp_path, per_device_eval_batch_size=8, eval_do_concat_batches=False)
+    assert parts.evaluate()["eval_nll"] == pytest.approx(whole.evaluate()["eval_nll"])
+    batches = parts.predict(parts.eval_dataset).predictions
+    assert [batch.shape for batch in batches] == [(8, 3), (8, 3), (4, 3)]
+    assert np.array_equal(np.concatenate(batches), whole.predict(whole.eval_dataset).predictions)
+
+
+def test_the_loss_alone(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path, prediction_loss_only=True)
+    output = trainer.predict(trainer.eval_dataset)
+    assert output.predictions is None
+    assert output.metrics["test_loss"] > 0
+
+
+def test_evaluation_in_half_precision_leaves_the_posterior_whole(tmp_path: Path) -> None:
+    full = build_trainer(tmp_path).evaluate()
+    trainer = build_trainer(tmp_path, bf16_full_eval=True)
+    half = trainer.evaluate()
+    assert half["eval_nll"] == pytest.approx(full["eval_nll"], abs=0.02)
+    assert {parameter.dtype for parameter in trainer.svi.guide.parameters()} == {torch.float64}
+    assert {parameter.dtype for parameter in trainer.svi.model.network.parameters()} == {torch.bfloat16}
+
+
+def test_the_run_folder_stands_for_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+    trainer = build_trainer(tmp_path, save_strategy="steps", save_steps=4)
+    trainer.train()
+    (tmp_path / "checkpoint-16" / "complete.json").unlink()  # cut short
+    for where in (str(tmp_path), "True"):
+        again = build_trainer(tmp_path, save_strategy="no")
+        again.train(resume_from_checkpoint=where)
+        assert_same(state(trainer), state(again))
+    with pytest.raises(CheckpointFileError, match="checkpoint-16 is not a whole checkpoint"):
+        build_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    with pytest.raises(CheckpointFileError, match="is not a whole checkpoint"):
+        build_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "nothing"))
+
+
 def test_noisy_embeddings_are_those_of_the_network(tmp_path: Path) -> None:
     trainer = build_trainer(tmp_path, neftune_noise_alpha=0.1, max_steps=1)
     quiet = build_trainer(tmp_path, max_steps=1)
@@ -265,6 +317,10 @@ def test_noisy_embeddings_are_those_of_the_network(tmp_path: Path) -> None:
 def test_what_would_change_the_objective_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError, match="label_smoothing_factor changes the loss outside the model"):
         build_trainer(tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(ConfigurationError, match="batch_eval_metrics is not supported"):
+        build_trainer(tmp_path, batch_eval_metrics=True)
+    with pytest.raises(ConfigurationError, match="preprocess_logits_for_metrics is not supported"):
+        build_trainer(tmp_path, preprocess_logits_for_metrics=lambda logits, labels: logits)
     with pytest.raises(ConfigurationError, match="compute_loss_func would replace the ELBO"):
         build_trainer(tmp_path, compute_loss_func=lambda *args, **kwargs: torch.zeros(()))
     pair = build_pair(build_network())

@@ -212,8 +212,11 @@ def trace_elbo_deviation(model: Any, guide: Any, batch: Batch, num_draws: int = 
         {"sampler": "collapsed", **WEIGHTS},
         {"sampler": "explicit", "num_outer_samples": 2, **WEIGHTS},
         {"objective": "elbo", "num_train_examples": 70, "sample_scale": 0.4},
+        {"normal_kl": "expected", **WEIGHTS},
+        {"normal_kl": "expected", "sampler": "explicit", "num_outer_samples": 2, **WEIGHTS},
+        {"normal_kl": "expected", "objective": "elbo", "num_train_examples": 70, "sample_scale": 0.4},
     ],
-    ids=["collapsed", "explicit, two outer draws", "elbo"],
+    ids=["collapsed", "explicit, two outer draws", "elbo", "expected", "expected, two outer draws", "expected, elbo"],
 )
 def test_trace_elbo_agrees(batch: Batch, options: Any) -> None:
     model, guide = build_pair(build_network(num_layers=1), **options)
