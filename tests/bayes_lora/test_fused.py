@@ -26,10 +26,13 @@ def gradients(*modules: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def loss_and_gradients(batch: Batch, *, plain: bool, network: Any = None, **config: Any) -> dict[str, Tensor]:
+def loss_and_gradients(
+    batch: Batch, *, plain: bool, network: Any, change: Callable[[Any], None] | None = None, **config: Any
+) -> dict[str, Tensor]:
     """Of one loss at one seed; `plain` gives the layers PEFT's forward pass back."""
-    network = copy.deepcopy(network) if network is not None else build_network()
-    model, guide = build_pair(network, **{"sample_scale": 0.3, "kl_weight": 0.01} | config)
+    model, guide = build_pair(copy.deepcopy(network), **{"sample_scale": 0.3, "kl_weight": 0.01} | config)
+    if change is not None:
+        change(model.network)
     if plain:
         for adapter in model.sites.adapters:
             unfuse(adapter.layer)
@@ -126,18 +129,8 @@ def test_it_steps_aside_where_there_is_more_to_do(
     batch: Batch, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any], change: Callable[[Any], None] | None
 ) -> None:
     calls = count(monkeypatch)
-    results = []
-    for plain in (True, False):
-        model, guide = build_pair(build_network(**lora), sample_scale=0.3)
-        if change is not None:
-            change(model.network)
-        if plain:
-            for adapter in model.sites.adapters:
-                unfuse(adapter.layer)
-        torch.manual_seed(0)
-        loss = ItemizedELBO().differentiable_loss(model.train(), guide, **batch)
-        loss.backward()
-        results.append({"loss": loss.detach(), **gradients(model, guide)})
+    network = build_network(**lora)
+    results = [loss_and_gradients(batch, plain=plain, network=network, change=change) for plain in (True, False)]
     assert not calls
     assert results[0].keys() == results[1].keys()
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
