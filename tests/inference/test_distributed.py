@@ -42,7 +42,7 @@ def test_each_process_has_its_own_draws(own: list[dict[str, Tensor]]) -> None:
     assert not torch.allclose(own[0]["noise"], own[1]["noise"])
 
 
-def test_two_processes_have_the_gradients_of_one_on_both_batches(tmp_path: Path) -> None:
+def test_two_processes_have_the_gradients_of_one_on_both_batches(tmp_path: Path, own: list[dict[str, Tensor]]) -> None:
     together = two_processes(tmp_path, "frozen")
     run(tmp_path, "frozen", batch_size=16)
     alone = load_file(tmp_path / "rank0.safetensors")
@@ -51,3 +51,6 @@ def test_two_processes_have_the_gradients_of_one_on_both_batches(tmp_path: Path)
     for name in names:
         torch.testing.assert_close(together[0][name], alone[name], rtol=1e-5, atol=1e-9)
         assert torch.equal(together[0][name], together[1][name])
+        # Noise drawn anew on each process, or a loss that counts twice, would be seen.
+        assert not torch.allclose(own[0][name], alone[name], rtol=1e-2)
+        assert not torch.allclose(2 * together[0][name], alone[name], rtol=1e-2)
