@@ -6,7 +6,9 @@ from bayes_lora.inference.hub import push_to_hub
 from bayes_lora.inference.metrics import evaluate
 from bayes_lora.inference.model_card import CardFacts
 from bayes_lora.inference.objective import ItemizedELBO
-from bayes_lora.inference.predictive import Prediction, predict
+from bayes_lora.inference.prediction import Prediction
+from bayes_lora.inference.predictive import predict
+from bayes_lora.inference.predictor import Predictor
 from bayes_lora.inference.scale_schedule import SampleScaleSchedule
 from bayes_lora.inference.storage import load_posterior, save_posterior
 from bayes_lora.inference.trainer import SVITrainer
@@ -19,6 +21,7 @@ __all__ = [
     "ItemizedELBO",
     "MonteCLoRAGuide",
     "Prediction",
+    "Predictor",
     "SVITrainer",
     "SampleScaleSchedule",
     "evaluate",

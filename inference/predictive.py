@@ -1,10 +1,6 @@
 """The posterior predictive: what the network says under many draws of LoRA-A."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,56 +9,14 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from bayes_lora.checks import require_count, require_seed
-from bayes_lora.errors import AdapterError, ConfigurationError, DataError
+from bayes_lora.errors import AdapterError, ConfigurationError
+from bayes_lora.inference.prediction import Prediction
+from bayes_lora.inference.predictor import Inputs, collect, evaluation_mode
 from bayes_lora.inference.randomness import seeded, stream
 from bayes_lora.models import BayesianLoRA
 
 # Tokens in one forward pass up to which draws are stacked: beyond, stacking buys no speed and costs memory.
 _TOKENS_PER_PASS = 2048
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Class probabilities of every example under every draw.
-
-    Attributes:
-        logits: (sample, example, class), float32 or better, on the CPU.
-        labels: (example,) where the rows had labels, else None.
-    """
-
-    logits: Tensor
-    labels: Tensor | None = None
-
-    @cached_property
-    def probs(self) -> Tensor:
-        """(sample, example, class), in double precision: where draws nearly agree, the mutual information is the small
-        difference of two entropies."""
-        return self.logits.double().softmax(-1)
-
-    @cached_property
-    def mean_probs(self) -> Tensor:
-        """The posterior predictive (example, class): the mean over draws."""
-        return self.probs.mean(0)
-
-    @property
-    def log_mean_probs(self) -> Tensor:
-        """Logarithm of `mean_probs`, finite also where a probability would underflow to 0."""
-        return self.logits.double().log_softmax(-1).logsumexp(0) - math.log(len(self.logits))
-
-    @cached_property
-    def total_entropy(self) -> Tensor:
-        """Entropy of the posterior predictive, H[E p], (example,), nats."""
-        return _entropy(self.mean_probs)
-
-    @cached_property
-    def aleatoric_entropy(self) -> Tensor:
-        """Mean entropy over draws, E H[p], (example,), nats: what more data would not take away."""
-        return _entropy(self.probs).mean(0)
-
-    @cached_property
-    def mutual_information(self) -> Tensor:
-        """Between label and adapters, H[E p] - E H[p] >= 0, (example,), nats: how far the draws disagree."""
-        return (self.total_entropy - self.aleatoric_entropy).clamp_min(0)
 
 
 def predict(
@@ -107,41 +61,24 @@ def predict(
         raise ConfigurationError("the guide belongs to another model. Pass the guide that was built with this one.")
     if draws_per_pass is not None:
         require_count("draws_per_pass", draws_per_pass)
-    device = model.sites.example.device
-    logits, labels, num_batches = [], [], 0
     stacks: bool | None = None
-    with torch.no_grad(), _evaluation_mode(model), poutine.block():
-        for batch in loader:
-            inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            found = inputs.pop("labels", None)
-            if found is not None:
-                labels.append(found.reshape(-1).cpu())
-            if at_mean:
-                drawn = model.network_logits(inputs).unsqueeze(0)
-            else:
-                if draws_per_pass is None and stacks is None:
-                    stacks = _keeps_rows_apart(model, inputs)
-                chunk = draws_per_pass or (_default_draws_per_pass(inputs) if stacks else 1)
-                starts = range(0, num_samples, chunk)
-                parts = [
-                    _draw_logits(model, guide, inputs, seed, range(start, min(start + chunk, num_samples)))
-                    for start in starts
-                ]
-                drawn = torch.cat(parts)
-            logits.append(drawn.to(torch.promote_types(drawn.dtype, torch.float32)).cpu())
-            num_batches += 1
-            if on_batch is not None:
-                on_batch()
-    if not logits:
-        raise DataError("there is nothing to predict: the loader has no batches. Pass at least one row.")
-    if labels and len(labels) != num_batches:
-        raise DataError("some batches have labels and some do not. Label all rows, or none.")
-    return Prediction(torch.cat(logits, dim=1), torch.cat(labels) if labels else None)
+
+    def draws(inputs: Inputs) -> Tensor:
+        nonlocal stacks
+        if at_mean:
+            return model.network_logits(inputs).unsqueeze(0)
+        if draws_per_pass is None and stacks is None:
+            stacks = _keeps_rows_apart(model, inputs)
+        chunk = draws_per_pass or (_default_draws_per_pass(inputs) if stacks else 1)
+        starts = range(0, num_samples, chunk)
+        parts = [range(start, min(start + chunk, num_samples)) for start in starts]
+        return torch.cat([_draw_logits(model, guide, inputs, seed, part) for part in parts])
+
+    with evaluation_mode(model), poutine.block():
+        return collect(draws, loader, model.sites.example.device, on_batch)
 
 
-def _draw_logits(
-    model: BayesianLoRA, guide: Callable[..., Any], inputs: dict[str, Any], seed: int, draws: range
-) -> Tensor:
+def _draw_logits(model: BayesianLoRA, guide: Callable[..., Any], inputs: Inputs, seed: int, draws: range) -> Tensor:
     """Logits (draw, example, class) of one batch, in one forward pass over the rows repeated for each draw."""
     noises = [_draw_perturbation(model, guide, stream(seed, draw)) for draw in draws]
     if len(noises) == 1:
@@ -153,7 +90,7 @@ def _draw_logits(
         return model.network_logits(_repeated(inputs, len(draws))).unflatten(0, (len(draws), num_examples))  # type: ignore[no-any-return]
 
 
-def _keeps_rows_apart(model: BayesianLoRA, inputs: dict[str, Any]) -> bool:
+def _keeps_rows_apart(model: BayesianLoRA, inputs: Inputs) -> bool:
     """Whether rows stacked by draw come out as they do alone: tried with a draw of no noise beside one of large noise.
 
     Not every network has the rows first everywhere: some work time-first, some share a layer with something that has
@@ -172,7 +109,7 @@ def _keeps_rows_apart(model: BayesianLoRA, inputs: dict[str, Any]) -> bool:
     return torch.allclose(quiet, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
 
 
-def _repeated(inputs: dict[str, Any], times: int) -> dict[str, Any]:
+def _repeated(inputs: Inputs, times: int) -> Inputs:
     """The batch with all of its rows once, then again, and so on."""
     num_examples = _num_examples(inputs)
     return {
@@ -200,18 +137,3 @@ def _has_rows(value: Any, num_examples: int) -> bool:
 def _default_draws_per_pass(inputs: Mapping[str, Any]) -> int:
     tokens = next(value.shape[:2].numel() for value in inputs.values() if isinstance(value, Tensor) and value.dim() > 0)
     return max(1, _TOKENS_PER_PASS // max(1, tokens))
-
-
-@contextmanager
-def _evaluation_mode(model: BayesianLoRA) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _entropy(probs: Tensor) -> Tensor:
-    return torch.special.entr(probs).sum(-1)  # type: ignore[no-any-return]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from bayes_lora.adapters import Adapter, AdapterGroup, check_state
 from bayes_lora.column_normal import ColumnNormal
 from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.errors import AdapterError, ConfigurationError, LikelihoodError
+from bayes_lora.errors import AdapterError, ConfigurationError
 from bayes_lora.models.latent_sites import Latents, LatentSites
-from bayes_lora.models.likelihood import Classification, Likelihood
+from bayes_lora.models.likelihood import Classification, Likelihood, network_logits
 from bayes_lora.precision import posterior_dtype
 
 
@@ -203,14 +203,7 @@ class BayesianLoRA(nn.Module):
         Raises:
             LikelihoodError: the network's output has none.
         """
-        output = self.network(**batch)
-        logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
-        if not isinstance(logits, Tensor):
-            raise LikelihoodError(
-                f"the network returned {type(output).__name__} without logits. Load it with a task head, "
-                "for example AutoModelForSequenceClassification."
-            )
-        return logits
+        return network_logits(self.network, batch)
 
     def _set(self, perturbations: Sequence[Any]) -> None:
         for linear, noise in zip(self._linears, perturbations, strict=True):

@@ -1,6 +1,7 @@
 """Likelihoods: what the network's logits say about the labels."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import pyro
 import pyro.distributions as dist
@@ -18,6 +19,22 @@ class Likelihood(Protocol):
 
 
 _KEPT_PLATES = 8
+
+
+def network_logits(network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Run a network with a task head and return its logits.
+
+    Raises:
+        LikelihoodError: its output has none.
+    """
+    output = network(**inputs)
+    logits = output[0] if isinstance(output, tuple) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise LikelihoodError(
+            f"the network returned {type(output).__name__} without logits. Load it with a task head, "
+            "for example AutoModelForSequenceClassification."
+        )
+    return logits
 
 
 class Classification:

@@ -1,0 +1,56 @@
+"""Class probabilities under several draws, and what they say about certainty."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Class probabilities of every example under every draw.
+
+    Attributes:
+        logits: (sample, example, class), float32 or better, on the CPU.
+        labels: (example,) where the rows had labels, else None.
+    """
+
+    logits: Tensor
+    labels: Tensor | None = None
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """(sample, example, class), in double precision: where draws nearly agree, the mutual information is the small
+        difference of two entropies."""
+        return self.logits.double().softmax(-1)
+
+    @cached_property
+    def mean_probs(self) -> Tensor:
+        """The posterior predictive (example, class): the mean over draws."""
+        return self.probs.mean(0)
+
+    @property
+    def log_mean_probs(self) -> Tensor:
+        """Logarithm of `mean_probs`, finite also where a probability would underflow to 0."""
+        return self.logits.double().log_softmax(-1).logsumexp(0) - math.log(len(self.logits))
+
+    @cached_property
+    def total_entropy(self) -> Tensor:
+        """Entropy of the posterior predictive, H[E p], (example,), nats."""
+        return _entropy(self.mean_probs)
+
+    @cached_property
+    def aleatoric_entropy(self) -> Tensor:
+        """Mean entropy over draws, E H[p], (example,), nats: what more data would not take away."""
+        return _entropy(self.probs).mean(0)
+
+    @cached_property
+    def mutual_information(self) -> Tensor:
+        """Between label and adapters, H[E p] - E H[p] >= 0, (example,), nats: how far the draws disagree."""
+        return (self.total_entropy - self.aleatoric_entropy).clamp_min(0)
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    return torch.special.entr(probs).sum(-1)  # type: ignore[no-any-return]
