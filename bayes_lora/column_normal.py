@@ -69,7 +69,7 @@ class ColumnNormal(TorchDistribution):  # type: ignore[misc]
     def expand(self, batch_shape: Any, _instance: Any = None) -> "ColumnNormal":
         """The same distribution with batch dimensions broadcast to `batch_shape`; its last entry stays the columns."""
         shape = torch.Size(batch_shape)
-        if shape == self.batch_shape:  # plates ask for what is there already, once each
+        if shape == self.batch_shape:  # plates ask for what is there already
             return self
         if shape[-1] != self.num_columns:
             raise DistributionError(f"ColumnNormal: cannot expand {self.num_columns} columns to batch shape {shape}.")

@@ -1,6 +1,7 @@
 """The Wishart distribution over adapter covariances, sampled by its Bartlett factor."""
 
 import math
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -46,11 +47,12 @@ class Wishart(TorchDistribution):  # type: ignore[misc]
     has_rsample = True
 
     def __init__(self, df: Tensor, scale_diagonal: Tensor, validate_args: bool | None = None) -> None:
-        rank = scale_diagonal.shape[-1]
-        batch_shape = torch.broadcast_shapes(df.shape, scale_diagonal.shape[:-1])
-        # The tensor itself where no expansion is needed, so that two Wisharts can be seen to share it (see the KL).
-        self.df = df if df.shape == batch_shape else df.expand(batch_shape)
-        self.scale_diagonal = scale_diagonal.expand((*batch_shape, rank))
+        rank, batch_shape = scale_diagonal.shape[-1], df.shape
+        # The tensors themselves where no expansion is needed, so that two Wisharts can be seen to share one (the KL).
+        if scale_diagonal.shape[:-1] != batch_shape:
+            batch_shape = torch.broadcast_shapes(batch_shape, scale_diagonal.shape[:-1])
+            df, scale_diagonal = df.expand(batch_shape), scale_diagonal.expand((*batch_shape, rank))
+        self.df, self.scale_diagonal = df, scale_diagonal
         check = torch.distributions.Distribution._validate_args if validate_args is None else validate_args
         if check and not bool(((df >= rank) & torch.isfinite(df)).all()):
             raise DistributionError(f"Wishart: df must be at least the rank {rank} and finite; got {df}.")
@@ -73,10 +75,23 @@ class Wishart(TorchDistribution):  # type: ignore[misc]
         """ln|E[Sigma]| - E[ln|Sigma|] = r ln(nu / 2) - sum_{j<r} psi((nu - j) / 2), (adapter,); whatever V is."""
         return self.rank * (self.df / 2).log() - _multivariate_digamma(self.df, self.rank)
 
+    def with_scale(self, scale_diagonal: Tensor) -> "Wishart":
+        """The Wishart of another v (adapter, rank), which shares with this one what depends on df alone."""
+        other = Wishart(self.df, scale_diagonal, validate_args=False)
+        if other.batch_shape == self.batch_shape:
+            other._half_df = self._half_df
+        return other
+
+    @cached_property
+    def _half_df(self) -> Tensor:
+        """(nu - i) / 2 for i = 0..rank-1, (adapter, rank)."""
+        rows = torch.arange(self.rank, dtype=self.scale_diagonal.dtype, device=self.scale_diagonal.device)
+        return (self.df.unsqueeze(-1) - rows) / 2
+
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Wishart":
         """The same distribution with batch dimensions broadcast to `batch_shape`."""
         shape = torch.Size(batch_shape)
-        if shape == self.batch_shape:  # plates ask for what is there already, once each
+        if shape == self.batch_shape:  # plates ask for what is there already
             return self
         return Wishart(self.df.expand(shape), self.scale_diagonal.expand((*shape, self.rank)), validate_args=False)
 
@@ -84,13 +99,14 @@ class Wishart(TorchDistribution):  # type: ignore[misc]
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws (*sample_shape, adapter, rank, rank), each carrying its factor."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        rows = torch.arange(self.rank, dtype=self.scale_diagonal.dtype, device=self.scale_diagonal.device)
+        half_df = self._half_df
         with torch.no_grad():
-            half_df = ((self.df.unsqueeze(-1) - rows) / 2).expand((*shape, self.rank))
-            # A chi2(1) can underflow to 0 in float32; its logarithm is needed later.
-            chi2 = 2 * torch._standard_gamma(half_df).clamp_min(torch.finfo(rows.dtype).tiny)
-            normals = torch.randn((*shape, self.rank, self.rank), dtype=rows.dtype, device=rows.device)
-            bartlett = normals.tril_(-1) + torch.diag_embed(chi2.sqrt())
+            gamma = torch._standard_gamma(half_df.expand((*shape, self.rank)))
+            # It can underflow to 0 in float32, where its shape is 1/2; its logarithm is needed later.
+            chi = gamma.clamp_min_(torch.finfo(gamma.dtype).tiny).mul_(2).sqrt_()
+            normals = torch.randn((*shape, self.rank, self.rank), dtype=half_df.dtype, device=half_df.device)
+            bartlett = normals.tril_(-1)
+            bartlett.diagonal(dim1=-2, dim2=-1).copy_(chi)
         factor = self.scale_diagonal.sqrt().unsqueeze(-1) * bartlett
         covariance = factor @ factor.mT
         setattr(covariance, _FACTOR, (factor, _version(covariance)))

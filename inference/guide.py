@@ -18,6 +18,7 @@ from bayes_lora.errors import UnsupportedELBOError
 from bayes_lora.expected_normal import ExpectedColumnNormal
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.models.latent_sites import Latents
+from bayes_lora.models.listeners import params_are_wanted
 from bayes_lora.precision import posterior_dtype
 
 _MIN_RANDOM_CONCENTRATION = 1e-3
@@ -61,10 +62,12 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
                 concentration = sites.example.new_full(shape, config.init_concentration)
             self.concentration = PyroParam(concentration, constraints.positive, event_dim=1)
             for rank in sites.ranks:
-                scale = sites.prior_wishart_scale(rank).clone()
+                scale = sites.prior_wishart(rank).scale_diagonal.clone()
                 setattr(self, f"scale_r{rank}", PyroParam(scale, constraints.positive, event_dim=1))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Latents:
+        if not params_are_wanted():
+            return torch.nn.Module.__call__(self, *args, **kwargs)  # type: ignore[no-any-return]
         with pyro.settings.context(module_local_params=True):
             return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
 
@@ -83,7 +86,8 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
         _refuse_unsupported_elbo()
         sites = self.model.sites
         scales = {rank: self.scale(rank) for rank in sites.ranks}
-        return sites.sample(self.concentration, scales, partial(self._columns, scales))
+        covariances = {rank: sites.covariances(rank, scale) for rank, scale in scales.items()}
+        return sites.sample(sites.weights(self.concentration), covariances, partial(self._columns, scales))
 
     @property
     def model(self) -> BayesianLoRA:

@@ -4,11 +4,12 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.poutine import Trace
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.trace_messenger import TraceMessenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -49,20 +50,24 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
         self.terms: dict[str, Tensor] = {}
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        guide_trace = _traced(guide).get_trace(*args, **kwargs)
-        model_trace = _traced(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+        with _Recorder() as guide_recorder:
+            guide(*args, **kwargs)
+        with _Recorder() as model_recorder, ReplayMessenger(trace=guide_recorder.trace):
+            model(*args, **kwargs)
+        return model_recorder.trace, guide_recorder.trace
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a differentiable scalar; sets `terms`."""
         totals: dict[str, Tensor] = {}
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             for name, site in model_trace.nodes.items():
-                if site["type"] != "sample" or site["infer"].get("_deterministic"):
+                if site["type"] != "sample" or site["infer"].get("_deterministic") or site_is_subsample(site):
                     continue
                 term = TERMS.get(name.split("_")[0], name)
-                value = _site_loss(site, guide_trace.nodes.get(name)) / self.num_particles
+                value = _site_loss(site, guide_trace.nodes.get(name))
                 totals[term] = totals[term] + value if term in totals else value
+        if self.num_particles > 1:
+            totals = {term: value / self.num_particles for term, value in totals.items()}
         self.terms = {term: value.detach() for term, value in totals.items()}
         return torch.stack(list(totals.values())).sum()
 
@@ -79,11 +84,10 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
         return loss.item()
 
 
-def _traced(fn: Any) -> Any:
-    """`poutine.trace`, which also says that it has no use for param messages (see `BayesianLoRA`)."""
-    handler = poutine.trace(fn)
-    handler.msngr.ignores_params = True
-    return handler
+class _Recorder(TraceMessenger):  # type: ignore[misc]
+    """Records a trace, and says that it has no use for param messages (see `params_are_wanted`)."""
+
+    ignores_params = True
 
 
 def _site_loss(model_site: dict[str, Any], guide_site: dict[str, Any] | None) -> Tensor:

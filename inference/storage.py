@@ -208,7 +208,7 @@ def _check_shapes(folder: Path, model: BayesianLoRA) -> None:
     expected = {
         SAMPLE_SCALE: (len(sites.adapters),),
         "concentration_unconstrained": (len(sites.adapters), model.config.num_components),
-        **{f"scale_r{rank}_unconstrained": tuple(sites.prior_wishart_scale(rank).shape) for rank in sites.ranks},
+        **{f"scale_r{rank}_unconstrained": sites.prior_wishart(rank).scale_diagonal.shape for rank in sites.ranks},
     }
     found = _shapes(folder / POSTERIOR_FILE)
     if found != expected:

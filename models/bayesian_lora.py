@@ -1,14 +1,14 @@
 """The network with a posterior over its LoRA-A matrices, as a Pyro model."""
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.replay_messenger import ReplayMessenger
 from torch import Tensor, nn
 
 from bayes_lora.adapters import Adapter, AdapterGroup, check_state
@@ -17,7 +17,9 @@ from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import AdapterError, ConfigurationError
 from bayes_lora.models.latent_sites import Latents, LatentSites
 from bayes_lora.models.likelihood import Classification, Likelihood, network_logits
+from bayes_lora.models.listeners import params_are_wanted
 from bayes_lora.precision import posterior_dtype
+from bayes_lora.wishart import Wishart
 
 
 class BayesianLoRA(nn.Module):
@@ -67,6 +69,7 @@ class BayesianLoRA(nn.Module):
             "sample_scale", self.sites.example.new_full((len(self.sites.adapters),), config.sample_scale)
         )
         self.sites.switch.exact = config.sample_scale == 0
+        self._priors: dict[Any, tuple[dist.Dirichlet, dict[int, Wishart], dict[str, ColumnNormal]]] = {}
         self._adapters_known = self._adapter_state()
         self._active = [list(adapter.layer.active_adapters) for adapter in self.sites.adapters]
         # In a tuple, so that the module system does not see them a second time.
@@ -80,8 +83,10 @@ class BayesianLoRA(nn.Module):
         latents = self.sample_latents()
         # A factor outside inference would only make Pyro warn.
         if self.config.objective == "paper" and poutine.runtime.am_i_wrapped():
-            concentration_of_weights = latents.weights.square().sum(-1).mean()
-            pyro.factor("cooperative", -(self.config.cooperative_weight or 0.0) * concentration_of_weights)
+            term = -(self.config.cooperative_weight or 0.0) * latents.squared_weights.mean()
+            # `pyro.factor`, less its look for NaN: on an accelerator that would stall every step.
+            factor = dist.Unit(term, validate_args=False)
+            pyro.sample("cooperative", factor, obs=term.new_empty(0), infer={"is_auxiliary": True})
         recomputes = self._recomputes()
         if recomputes:
             self.sites.switch.require_settled()
@@ -94,16 +99,29 @@ class BayesianLoRA(nn.Module):
 
     def sample_latents(self) -> Latents:
         """Open the prior's sites; under replay or condition their values are the ones given there."""
-        sites, config = self.sites, self.config
-        like = sites.example
-        concentration = like.new_full((len(sites.adapters), config.num_components), config.prior_concentration)
-        std = config.prior_scale or 1.0  # of A; the noise S of objective "paper" is standard normal
+        weights, covariances, columns = self._prior()
+        return self.sites.sample(weights, covariances, lambda group, *_: columns[group.suffix])
 
-        def prior(group: AdapterGroup, pi: Tensor, factors: Callable[[], Tensor]) -> ColumnNormal:
-            factor = std * torch.eye(group.rank, dtype=like.dtype, device=like.device)
-            return ColumnNormal(factor.expand(sites.factor_shape(group)), group.in_features, validate_args=False)
-
-        return sites.sample(concentration, {rank: sites.prior_wishart_scale(rank) for rank in sites.ranks}, prior)
+    def _prior(self) -> tuple[dist.Dirichlet, dict[int, Wishart], dict[str, ColumnNormal]]:
+        """The prior of pi, of the covariances by rank and of the columns by group: fixed, so made once."""
+        sites, config, like = self.sites, self.config, self.sites.example
+        key = (like.device, like.dtype)
+        if key not in self._priors:
+            std = config.prior_scale or 1.0  # of A; the noise S of objective "paper" is standard normal
+            # Outside inference mode, whose tensors no later training step could use.
+            with torch.inference_mode(False):
+                shape = (len(sites.adapters), config.num_components)
+                weights = sites.weights(like.new_full(shape, config.prior_concentration))
+                covariances = {
+                    rank: sites.covariances(rank, sites.prior_wishart(rank).scale_diagonal) for rank in sites.ranks
+                }
+                columns = {}
+                for group in sites.groups:
+                    factor = std * torch.eye(group.rank, dtype=like.dtype, device=like.device)
+                    factor = factor.expand(sites.factor_shape(group))
+                    columns[group.suffix] = ColumnNormal(factor, group.in_features, validate_args=False)
+            self._priors[key] = weights, covariances, columns
+        return self._priors[key]
 
     def perturbations(self, latents: Latents) -> list[Tensor]:
         """What a draw adds to mu, for each group: (adapter, rank, in_features).
@@ -125,7 +143,8 @@ class BayesianLoRA(nn.Module):
                 largest = pi.argmax(-1)[..., None, None, None].expand(*value.shape[:-3], 1, *value.shape[-2:])
                 noise = eps[:, None, None] * value.gather(-3, largest).squeeze(-3)
             elif config.mixture == "dense":
-                noise = (eps * pi.square().sum(-1).sqrt())[..., None, None] * value
+                spread = latents.squared_weights[..., group.start : group.stop].sqrt()
+                noise = (eps * spread)[..., None, None] * value
             else:
                 noise = eps[:, None, None] * value
             found.append((noise.mean(0) if self.sites.outer_shape else noise).mT)
@@ -207,15 +226,14 @@ class BayesianLoRA(nn.Module):
 
     def _set(self, perturbations: Sequence[Any]) -> None:
         for linear, noise in zip(self._linears, perturbations, strict=True):
-            linear.perturbation = noise
+            linear.__dict__["perturbation"] = noise  # a module takes long to set an attribute
 
     def _announce_parameters(self) -> None:
         """One param message per trainable tensor, so that `SVI.step` optimizes it; no global store is involved.
 
-        Not where no handler can want them: going through a whole transformer takes a tenth of a small step.
+        Not where no handler wants them: going through a whole transformer takes a tenth of a small step.
         """
-        handlers = poutine.runtime._PYRO_STACK
-        if all(isinstance(h, ReplayMessenger) or getattr(h, "ignores_params", False) for h in handlers):
+        if not params_are_wanted():
             return
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:
@@ -239,7 +257,7 @@ class BayesianLoRA(nn.Module):
             layer = adapter.layer
             if layer.merged or layer.disable_adapters or layer.active_adapters != active:
                 self._refuse_state(adapter, active)
-            if layer.lora_A._modules.get(adapter.key) is not linear:
+            if layer._modules["lora_A"]._modules.get(adapter.key) is not linear:
                 raise AdapterError(
                     f"{adapter.name}: the network no longer belongs to this BayesianLoRA model: it was unwrapped, or "
                     "wrapped by another one since. Build BayesianLoRA and its guide again."

@@ -5,22 +5,21 @@ when they differ: `TraceMeanField_ELBO` scales an analytic KL by the guide's sca
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import groupby
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
 from bayes_lora.adapters import AdapterGroup, find_adapters, group_by_shape, perturb_linears
 from bayes_lora.column_normal import ColumnNormal
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import UnsupportedELBOError
+from bayes_lora.models.site_handler import SiteHandler
 from bayes_lora.precision import posterior_dtype
 from bayes_lora.wishart import Wishart, cholesky_factor
 
@@ -35,6 +34,11 @@ class Latents:
 
     weights: Tensor
     columns: tuple[Tensor, ...]
+
+    @cached_property
+    def squared_weights(self) -> Tensor:
+        """sum_k pi_k^2, ([outer,] adapter)."""
+        return self.weights.square().sum(-1)
 
 
 class LatentSites:
@@ -55,8 +59,8 @@ class LatentSites:
             for rank, groups in ((rank, list(found)) for rank, found in groupby(self.groups, key=lambda g: g.rank))
         }
         self.switch = perturb_linears(network, self.adapters)
-        self._df: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
-        self._site_plates = self._make_plates()
+        self._prior_wisharts: dict[tuple[int, torch.device, torch.dtype], Wishart] = {}
+        self._handlers = self._make_handlers()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,18 +83,17 @@ class LatentSites:
         """(N,) where the components are drawn one by one, else ()."""
         return (self.config.num_components,) if self.config.sampler == "explicit" else ()
 
-    def df(self, rank: int) -> Tensor:
-        """Degrees of freedom (adapter,) of the adapters of this rank: one tensor, shared by model and guide."""
+    def prior_wishart(self, rank: int) -> Wishart:
+        """Wishart(nu, c I) of the adapters of this rank, made once for each device and dtype."""
         like = self.example
         key = (rank, like.device, like.dtype)
-        if key not in self._df:
-            self._df[key] = like.new_tensor(self.degrees_of_freedom[self.ranks[rank]])
-        return self._df[key]
-
-    def prior_wishart_scale(self, rank: int) -> Tensor:
-        """c of the adapters of this rank, repeated to (adapter, rank)."""
-        scale = [self.config.wishart_scale(df) for df in self.degrees_of_freedom[self.ranks[rank]]]
-        return self.example.new_tensor(scale).unsqueeze(-1).expand(-1, rank)
+        if key not in self._prior_wisharts:
+            # Outside inference mode, whose tensors no later training step could use.
+            with torch.inference_mode(False):
+                df = self.degrees_of_freedom[self.ranks[rank]]
+                scale = like.new_tensor([self.config.wishart_scale(nu) for nu in df]).unsqueeze(-1).expand(-1, rank)
+                self._prior_wisharts[key] = Wishart(like.new_tensor(df), scale, validate_args=False)
+        return self._prior_wisharts[key]
 
     def column_site(self, group: AdapterGroup) -> str:
         """Name of the group's site: S, the noise, or A itself."""
@@ -101,29 +104,38 @@ class LatentSites:
         like = self.example
         return torch.stack([adapter.linear.weight.to(like) for adapter in self.adapters[group.start : group.stop]]).mT
 
+    def weights(self, concentration: Tensor) -> dist.Dirichlet:
+        """Dirichlet of pi, given its concentration (adapter, component)."""
+        shape = (*self.outer_shape, *concentration.shape)
+        return dist.Dirichlet(concentration.expand(shape) if self.outer_shape else concentration, validate_args=False)
+
+    def covariances(self, rank: int, scale: Tensor) -> Wishart:
+        """Wishart of the covariances of this rank's adapters, given v (adapter, rank)."""
+        fn = self.prior_wishart(rank).with_scale(scale)
+        return fn.expand((*self.outer_shape, *fn.batch_shape))
+
     def sample(
-        self, concentration: Tensor, wishart_scale: Mapping[int, Tensor], columns: ColumnDistribution
+        self, weights: dist.Dirichlet, covariances: Mapping[int, Wishart], columns: ColumnDistribution
     ) -> Latents:
         """Open every site, in the order pi, Sigma, columns.
 
         Args:
-            concentration: (adapter, component) of the Dirichlet.
-            wishart_scale: for each rank, v (adapter, rank).
+            weights: the distribution of pi; see `weights`.
+            covariances: for each rank, the distribution of its covariances; see `covariances`.
             columns: the distribution of a group's columns given its pi and covariance factors.
         """
-        outer = self.outer_shape
-        with self._scale(), self._plates(""):
-            pi = pyro.sample("pi", dist.Dirichlet(concentration.expand(*outer, -1, -1), validate_args=False))
-        pi = _as_shape("pi", pi, (*outer, *concentration.shape))
+        with self._handlers[""]:
+            pi = pyro.sample("pi", weights)
+        pi = _as_shape("pi", pi, weights.batch_shape + weights.event_shape)
         factors: dict[int, Callable[[], Tensor]] = {}
         values = []
         for group in self.groups:
             if group.rank not in factors:
-                factors[group.rank] = self._sample_covariances(group.rank, wishart_scale[group.rank])
+                factors[group.rank] = self._sample_covariances(group.rank, covariances[group.rank])
             fn = columns(
                 group, pi[..., group.start : group.stop, :], partial(self._group_factors, group, factors[group.rank])
             )
-            with self._scale(draws=fn), self._plates(group.suffix):
+            with self._handlers[group.suffix]:
                 value = pyro.sample(self.column_site(group), fn)
             values.append(_as_shape(self.column_site(group), value, fn.batch_shape + fn.event_shape))
         return Latents(pi, tuple(values))
@@ -134,21 +146,20 @@ class LatentSites:
 
     def group_wishart(self, group: AdapterGroup, scale: Tensor) -> Wishart:
         """Of the group's covariances, (adapter, [1]) beside the components, given v (adapter, rank) of its rank."""
-        df, v = self.df(group.rank)[self._rows(group)], scale[self._rows(group)]
+        df, v = self.prior_wishart(group.rank).df[self._rows(group)], scale[self._rows(group)]
         if self.component_shape:
             df, v = df.unsqueeze(-1), v.unsqueeze(-2)
         return Wishart(df, v, validate_args=False)
 
-    def _sample_covariances(self, rank: int, scale: Tensor) -> Callable[[], Tensor]:
+    def _sample_covariances(self, rank: int, fn: Wishart) -> Callable[[], Tensor]:
         """Open the Sigma of all adapters of this rank; returns what gives their factors ([outer,] adapter, rank, rank).
 
         Not the factors themselves: the model needs none, and a covariance set from outside has to be decomposed.
         """
-        name, outer, num_adapters = f"Sigma_r{rank}", self.outer_shape, scale.shape[0]
-        fn = Wishart(self.df(rank), scale, validate_args=False)
-        with self._scale(), self._plates(f"_r{rank}"):
-            covariance = pyro.sample(name, fn.expand((*outer, num_adapters)) if outer else fn)
-        return cache(lambda: _as_shape(name, cholesky_factor(covariance), (*outer, num_adapters, rank, rank)))
+        name = f"Sigma_r{rank}"
+        with self._handlers[f"_r{rank}"]:
+            covariance = pyro.sample(name, fn)
+        return cache(lambda: _as_shape(name, cholesky_factor(covariance), fn.batch_shape + fn.event_shape))
 
     def _rows(self, group: AdapterGroup) -> slice:
         """Where the group's adapters stand among all of their rank."""
@@ -159,9 +170,9 @@ class LatentSites:
         factor = factors()[..., self._rows(group), :, :]
         return (factor.unsqueeze(-3) if self.component_shape else factor).expand(self.factor_shape(group))
 
-    def _make_plates(self) -> dict[str, list[pyro.plate]]:
-        """For each site's suffix its plates, from left to right, named with the suffix, since their sizes and places
-        are that site's own. Made once: each costs more to make than a small distribution to sample."""
+    def _make_handlers(self) -> dict[str, SiteHandler]:
+        """For each site's suffix its plates and weight; plates are named with the suffix, since their sizes and
+        places are that site's own."""
         outer = {"outer": self.outer_shape}
         sizes = {"": {**outer, "adapter": (len(self.adapters),)}}
         for rank, members in self.ranks.items():
@@ -169,31 +180,20 @@ class LatentSites:
         for group in self.groups:
             inside = {"adapter": (len(group),), "component": self.component_shape, "column": (group.in_features,)}
             sizes[group.suffix] = {**outer, **inside}
-        plates = {}
+        weight, handlers = self._weight(), {}
         for suffix, shapes in sizes.items():
-            present = [(name + suffix, shape[0]) for name, shape in shapes.items() if shape]
-            dims = range(-len(present), 0)
-            plates[suffix] = [pyro.plate(name, size, dim=dim) for (name, size), dim in zip(present, dims, strict=True)]
-        return plates
+            draws = [shape[0] for name, shape in shapes.items() if shape and name in ("component", "column")]
+            averaged = math.prod(draws) if self.config.objective == "paper" else 1
+            plates = {name + suffix: shape[0] for name, shape in shapes.items() if shape}
+            handlers[suffix] = SiteHandler(plates, weight / averaged)
+        return handlers
 
-    @contextmanager
-    def _plates(self, suffix: str) -> Iterator[None]:
-        with ExitStack() as stack:
-            for plate in self._site_plates[suffix]:
-                stack.enter_context(plate)
-            yield
-
-    def _scale(self, draws: ColumnNormal | None = None) -> AbstractContextManager[object]:
-        """Weight of a site's KL: eta per adapter, outer draw and column draw; or temperature per training example."""
+    def _weight(self) -> float:
+        """Of a site's KL: eta per adapter and outer draw (and column draw); or temperature per training example."""
         config = self.config
         if config.objective == "elbo":
-            weight = config.temperature / config.num_train_examples  # type: ignore[operator]
-        else:
-            weight = config.kl_weight / len(self.adapters) / config.num_outer_samples  # type: ignore[operator]
-            if draws is not None:
-                weight /= draws.num_columns * math.prod(self.component_shape)
-        # poutine.scale takes no zero.
-        return poutine.scale(scale=weight) if weight > 0 else poutine.mask(mask=False)  # type: ignore[no-any-return]
+            return config.temperature / config.num_train_examples  # type: ignore[operator]
+        return config.kl_weight / len(self.adapters) / config.num_outer_samples  # type: ignore[operator]
 
 
 def _as_shape(site: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 import pyro
 import pyro.distributions as dist
-from pyro import poutine
 from torch import Tensor, nn
 
 from bayes_lora.errors import LikelihoodError
+from bayes_lora.models.site_handler import SiteHandler
 from bayes_lora.precision import posterior_dtype
 
 
@@ -16,9 +16,6 @@ class Likelihood(Protocol):
     """Opens the sites `logits` and `y`, scaled so that y's negative log-likelihood is a mean over what is predicted."""
 
     def __call__(self, logits: Tensor, labels: Tensor | None) -> None: ...
-
-
-_KEPT_PLATES = 8
 
 
 def network_logits(network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -49,7 +46,6 @@ class Classification:
         Raises:
             LikelihoodError: one label (a regression head) or a problem type other than single-label classification.
         """
-        self._plates: dict[int, pyro.plate] = {}
         config = getattr(network, "config", None)
         if getattr(config, "num_labels", None) == 1:
             raise LikelihoodError(
@@ -62,15 +58,6 @@ class Classification:
                 f"the network has problem_type={problem!r}; only 'single_label_classification' is supported. "
                 "Set network.config.problem_type accordingly."
             )
-
-    def _plate(self, size: int) -> pyro.plate:
-        """The data plate; it takes longer to make than the likelihood to compute, so those in use are kept."""
-        if size not in self._plates:
-            if len(self._plates) == _KEPT_PLATES:
-                self._plates.clear()
-            with poutine.block():
-                self._plates[size] = pyro.plate("data", size, dim=-1)
-        return self._plates[size]
 
     def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
         """Open `logits` (deterministic) and `y` (observed if there are labels).
@@ -104,6 +91,8 @@ class Classification:
                     f"{num_classes - 1}. Load it with num_labels={most + 1}, or correct the labels."
                 )
         logits = logits.to(posterior_dtype(logits.dtype))
-        with self._plate(num_examples), poutine.scale(scale=1 / num_examples):
-            pyro.deterministic("logits", logits, event_dim=1)
+        with SiteHandler({"data": num_examples}, 1 / num_examples):
+            # `pyro.deterministic`, less its look for NaN: on an accelerator that would stall every step.
+            recorded = dist.Delta(logits, event_dim=1, validate_args=False).mask(False)
+            pyro.sample("logits", recorded, obs=logits, infer={"_deterministic": True})
             pyro.sample("y", dist.Categorical(logits=logits, validate_args=False), obs=labels)

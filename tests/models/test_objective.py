@@ -227,11 +227,14 @@ class OneSided(BayesianLoRA):
     """The defect the shared sites exclude: the model's latent sites without their scale."""
 
     def sample_latents(self) -> Any:
-        scaled, self.sites._scale = self.sites._scale, lambda draws=None: poutine.scale(scale=1.0)  # type: ignore[method-assign]
+        weights = {name: handler.weight for name, handler in self.sites._handlers.items()}
+        for handler in self.sites._handlers.values():
+            handler.weight = 1.0
         try:
             return super().sample_latents()
         finally:
-            self.sites._scale = scaled  # type: ignore[method-assign]
+            for name, weight in weights.items():
+                self.sites._handlers[name].weight = weight
 
 
 def test_a_one_sided_scale_is_caught_by_trace_elbo(batch: Batch) -> None:
