@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from bayes_lora.config import MonteCLoRAConfig
@@ -31,6 +30,7 @@ from bayes_lora.experiments.rows import Row, write_jsonl
 from bayes_lora.experiments.run_config import RunConfig
 from bayes_lora.experiments.runs import Run, environment, new_run, train
 from bayes_lora.inference import FitOptions, FitResult, Prediction, evaluate, save_posterior
+from bayes_lora.inference.uncertainty_metrics import out_of_distribution_auroc
 
 # Without noise and KL, the same training is plain LoRA.
 _PLAIN = MonteCLoRAConfig(sample_scale=0.0, kl_weight=0.0, cooperative_weight=0.0)
@@ -114,13 +114,11 @@ def _metrics(inside: Prediction, outside: Prediction, rows: Sequence[Row]) -> di
     probs = inside.mean_probs.double()
     both = torch.stack([1 - truth, truth], dim=-1)
     divergence = (torch.special.xlogy(both, both) - torch.special.xlogy(both, probs)).sum(-1)
-    is_outside = [0] * len(inside.total_entropy) + [1] * len(outside.total_entropy)
-    entropy = torch.cat([inside.total_entropy, outside.total_entropy]).numpy()
     return {
         **evaluate(inside.mean_probs, inside.labels),
         "kl_from_truth": divergence.mean().item(),
         "absolute_error": (probs[:, 1] - truth).abs().mean().item(),
-        "ood_auroc": float(roc_auc_score(is_outside, entropy)),
+        "ood_auroc": out_of_distribution_auroc(inside.total_entropy, outside.total_entropy),
     }
 
 
@@ -209,21 +207,17 @@ def _uncertainty(
         "adapters, which draws of the posterior disagree about.",
     )
     aurocs = tuple((name, f"{found['ood_auroc']:.3f}") for name, found in metrics.items())
+    by_disagreement = out_of_distribution_auroc(known.mutual_information, unknown.mutual_information)
     table = TableData(
         "Telling the two sets apart by entropy: area under the ROC curve (0.5 is chance, 1 perfect).",
         ("", "AUROC"),
-        (*aurocs, (f"{_PREDICTIVE}, by mutual information", f"{_mutual_information_auroc(known, unknown):.3f}")),
+        (*aurocs, (f"{_PREDICTIVE}, by mutual information", f"{by_disagreement:.3f}")),
     )
     words = (
         "The second set of pairs has topics, words and sentence forms that no training pair had. A model that knows "
         "what it does not know is less sure there.",
     )
     return Section("In and out of distribution", words, (table,), (picture,))
-
-
-def _mutual_information_auroc(known: Prediction, unknown: Prediction) -> float:
-    is_outside = [0] * len(known.mutual_information) + [1] * len(unknown.mutual_information)
-    return float(roc_auc_score(is_outside, torch.cat([known.mutual_information, unknown.mutual_information]).numpy()))
 
 
 def _learned(run: Run, result: FitResult) -> Section:

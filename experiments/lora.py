@@ -40,7 +40,13 @@ class LoRAOptions:
             )
 
 
-def add_lora(network: nn.Module, new_modules: Sequence[str], options: LoRAOptions) -> Any:
+def add_lora(
+    network: nn.Module,
+    new_modules: Sequence[str],
+    options: LoRAOptions,
+    config: type[peft.LoraConfig] = peft.LoraConfig,
+    **settings: Any,
+) -> Any:
     """The network as a PEFT model with new adapters.
 
     Args:
@@ -48,21 +54,23 @@ def add_lora(network: nn.Module, new_modules: Sequence[str], options: LoRAOption
         new_modules: paths of modules that start at random (see `load_base_model`). They are trained in full and saved
             with the adapter: frozen at random they would harm, and unsaved they could not be had again.
         options: of the adapters.
+        config: PEFT's configuration of another kind of LoRA.
+        settings: of that kind; by default only the rank.
 
     Raises:
         ConfigurationError: no module of a name in `options.targets`, or PEFT cannot adapt those modules.
     """
     targets = lora_targets(network, options.targets)
     try:
-        config = peft.LoraConfig(
+        made = config(
             task_type=peft.TaskType.SEQ_CLS,
-            r=options.rank,
             lora_alpha=options.alpha,
             lora_dropout=options.dropout,
             target_modules=targets,
             modules_to_save=_trained_in_full(network, new_modules) or None,
+            **(settings or {"r": options.rank}),
         )
-        return peft.get_peft_model(network, config)
+        return peft.get_peft_model(network, made)
     except (TypeError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ConfigurationError(
             f"PEFT cannot put LoRA adapters on the modules {options.targets!r} of {type(network).__name__} "

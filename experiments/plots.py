@@ -1,7 +1,9 @@
 """Pictures of a fit: loss terms, calibration, entropies, mixture weights, and the truth where it is known."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle, product
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -9,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bayes_lora.inference.metrics import ECE_BINS, calibration_bins
+from bayes_lora.inference.metrics import ECE_BINS, calibration_bins, expected_calibration_error, reliability_table
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_LINES = ("-", "--", ":", "-.")
 _TERM_NAMES = {
     "nll": "negative log-likelihood",
     "cooperative": "cooperative",
@@ -43,14 +46,15 @@ def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     upper.plot([0, 1], [0, 1], color="#767676", linestyle="--", linewidth=1, label="perfectly calibrated")
     least = min(float(probs.max(-1).values.min()) for probs, _ in predictions.values())
     lowest, width = least, 1 / ECE_BINS
-    for position, ((name, (probs, labels)), colour) in enumerate(zip(predictions.items(), _COLOURS, strict=False)):
+    for position, (name, style) in enumerate(_styles(predictions)):
+        probs, labels = predictions[name]
         counts, confidence, accuracy = (values.numpy() for values in calibration_bins(probs, labels))
         filled = counts > 0
         lowest = min(lowest, float(accuracy[filled].min()))
-        upper.plot(confidence[filled], accuracy[filled], label=name, color=colour, marker="o", markersize=4)
+        upper.plot(confidence[filled], accuracy[filled], label=name, marker="o", markersize=4, **style)
         offset = (position - (len(predictions) - 1) / 2) * width * 0.8 / len(predictions)
         centres = (np.arange(ECE_BINS) + 0.5) * width + offset
-        lower.bar(centres, counts, width=width * 0.8 / len(predictions), color=colour)
+        lower.bar(centres, counts, width=width * 0.8 / len(predictions), color=style["color"])
     lower.set(xlabel="confidence (largest class probability)", ylabel="examples", xlim=(max(0.0, least - 0.03), 1.0))
     upper.set(
         ylabel="accuracy in the bin",
@@ -58,6 +62,52 @@ def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         title=f"Reliability on held-out rows, {ECE_BINS} bins",
     )
     upper.legend(loc="lower right", frameon=False)
+    return figure
+
+
+def reliability_panels(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Accuracy against confidence, a panel for each of many (probabilities, labels), with accuracies' standard errors.
+
+    A point's area grows with the rows in its bin. For several seeds, give the rows of all of them as one.
+    """
+    columns = min(4, max(1, len(predictions)))
+    rows = max(1, -(-len(predictions) // columns))
+    figure = Figure(figsize=(2.9 * columns, 3.0 * rows + 0.5), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
+    least = min(float(probs.max(-1).values.min()) for probs, _ in predictions.values())
+    for position, (axes, (name, (probs, labels))) in enumerate(zip(grid, predictions.items(), strict=False)):
+        table = [line for line in reliability_table(probs, labels) if line.count]
+        confidence, accuracy = [line.confidence for line in table], [line.accuracy for line in table]
+        axes.plot([0, 1], [0, 1], color="#767676", linestyle="--", linewidth=1)
+        errors = [line.standard_error for line in table]
+        axes.errorbar(confidence, accuracy, yerr=errors, color=_COLOURS[0], linewidth=1, capsize=2)
+        sizes = [10 + 110 * line.count / len(labels) for line in table]
+        axes.scatter(confidence, accuracy, s=sizes, color=_COLOURS[0], zorder=3)
+        error = 100 * expected_calibration_error(probs, labels)
+        axes.set_title(f"{name}\nECE {error:.1f} %", fontsize=9)
+        axes.set(xlim=(max(0.0, least - 0.03), 1.02), ylim=(-0.02, 1.02))
+        axes.tick_params(labelbottom=position + columns >= len(predictions))  # the lowest of its column
+    for axes in grid[len(predictions) :]:
+        axes.set_axis_off()
+    figure.supxlabel("confidence (largest class probability)", fontsize=10)
+    figure.supylabel("accuracy in the bin, ± 1 standard error", fontsize=10)
+    figure.suptitle(f"Reliability on held-out rows, {ECE_BINS} bins", fontsize=11)
+    return figure
+
+
+def risk_coverage(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Errors among the rows kept against how many are kept, for named (coverage, risk), (example,) each.
+
+    As `uncertainty_metrics.risk_coverage_curve` gives them; for several seeds, average the risks.
+    """
+    figure, axes = _figure(7.2, 4.2)
+    for name, style in _styles(curves):
+        coverage, risk = curves[name]
+        axes.plot((100 * coverage).numpy(), (100 * risk).numpy(), label=name, linewidth=1.5, **style)
+    axes.set(xlabel="rows kept, the most certain first (%)", ylabel="wrong among the rows kept (%)", xlim=(0, 100))
+    axes.set_ylim(bottom=0)
+    axes.set_title("Risk and coverage on held-out rows")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
@@ -125,6 +175,17 @@ def truth_by_group(
     axes.set_title("Predicted against true probability")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
+
+
+class _Style(TypedDict):
+    color: str
+    linestyle: str
+
+
+def _styles(names: Iterable[str]) -> Iterator[tuple[str, _Style]]:
+    """Each name with a colour and kind of line: all colours solid first, then dashed, and so on round."""
+    pairs = cycle(product(_LINES, _COLOURS))
+    return ((name, _Style(color=colour, linestyle=line)) for name, (line, colour) in zip(names, pairs, strict=False))
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -46,16 +46,27 @@ def require_whole(checkpoint: Path) -> None:
             )
 
 
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """All whole checkpoints in a training folder, the earliest first."""
+    return [path for path in reversed(_newest_first(folder)) if _is_whole(path)]
+
+
 def newest_whole(folder: Path) -> Path | None:
     """The whole checkpoint of the most steps in a training folder, or None."""
+    return next(filter(_is_whole, _newest_first(folder)), None)
+
+
+def _newest_first(folder: Path) -> list[Path]:
     numbered = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))]
-    for _, path in sorted(numbered, reverse=True):
-        try:
-            require_whole(path)
-        except CheckpointFileError:
-            continue
-        return path
-    return None
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        require_whole(checkpoint)
+    except CheckpointFileError:
+        return False
+    return True
 
 
 _STEP = re.compile(r"checkpoint-(\d+)")

@@ -14,6 +14,7 @@ from bayes_lora.checks import (
 from bayes_lora.inference.scale_schedule import SampleScaleSchedule, ScaleScheduleKind
 
 Phases = Literal["joint", "posterior", "means_then_posterior"]
+Decay = Literal["linear", "constant"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class FitOptions:
         learning_rate: of LoRA-A's mean, LoRA-B and the task head, at its peak.
         posterior_learning_rate: of log alpha and log v, at its peak.
         weight_decay: on the network's matrices; never on biases, alpha and v.
-        warmup_ratio: part of the steps over which the learning rates rise; they then fall linearly to zero.
+        warmup_ratio: part of the steps over which the learning rates rise.
+        decay: what they do then: "linear", fall to zero, or "constant", stay, as SWAG wants it.
         max_grad_norm: gradients are clipped to this norm over all parameters together.
         seed: of the order of examples, dropout and the posterior draws.
         log_every: steps between entries of the history.
         save_every: steps between checkpoints, where they are kept.
+        keep_checkpoints: how many of the newest are kept; None keeps all, as a checkpoint ensemble wants it.
         phases: "joint" learns all at once; "posterior" learns alpha and v alone, everything in the network frozen
             (post hoc); "means_then_posterior" spends the first half of the steps on the network without noise, as
             plain LoRA, and the second on alpha and v alone, each half with a learning-rate schedule of its own.
@@ -50,10 +53,12 @@ class FitOptions:
     posterior_learning_rate: float = 1e-2
     weight_decay: float = 0.0
     warmup_ratio: float = 0.06
+    decay: Decay = "linear"
     max_grad_norm: float = 1.0
     seed: int = 0
     log_every: int = 10
     save_every: int = 100
+    keep_checkpoints: int | None = 2
     phases: Phases = "joint"
     scale_schedule: ScaleScheduleKind = "constant"
     scale_warmup: float = 0.5
@@ -62,12 +67,15 @@ class FitOptions:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every", "save_every"):
             require_count(name, getattr(self, name))
+        if self.keep_checkpoints is not None:
+            require_count("keep_checkpoints", self.keep_checkpoints)
         for name in ("learning_rate", "posterior_learning_rate", "max_grad_norm"):
             require_positive(name, getattr(self, name))
         require_fraction("warmup_ratio", self.warmup_ratio)
         require_seed("seed", self.seed)
         require_non_negative("weight_decay", self.weight_decay)
         require_choice("phases", self.phases, get_args(Phases))
+        require_choice("decay", self.decay, get_args(Decay))
         self.new_schedule()
 
     def new_schedule(self) -> SampleScaleSchedule | None:

@@ -83,7 +83,7 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Latents:
         """Sample the posterior; the batch is accepted, as Pyro passes it, and not looked at."""
-        _refuse_unsupported_elbo()
+        refuse_unsupported_elbo()
         sites = self.model.sites
         scales = {rank: self.scale(rank) for rank in sites.ranks}
         covariances = {rank: sites.covariances(rank, scale) for rank, scale in scales.items()}
@@ -113,7 +113,7 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
         return ExpectedColumnNormal(factor, group.in_features, wishart, spread, loc, validate_args=False)
 
 
-def _refuse_unsupported_elbo() -> None:
+def refuse_unsupported_elbo() -> None:
     """Raise if the ELBO that is calling is not one under which the objective is what it says.
 
     Pyro tells a guide nothing about its caller, so this looks up the call stack for the ELBO's entry point.

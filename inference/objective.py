@@ -66,6 +66,11 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
                 term = TERMS.get(name.split("_")[0], name)
                 value = _site_loss(site, guide_trace.nodes.get(name))
                 totals[term] = totals[term] + value if term in totals else value
+            # Sites of the guide alone, such as the joint draw of an autoguide, carry its density.
+            for name, site in guide_trace.nodes.items():
+                if site["type"] == "sample" and name not in model_trace.nodes and not site_is_subsample(site):
+                    value = _log_density(site)
+                    totals["kl_auxiliary"] = totals["kl_auxiliary"] + value if "kl_auxiliary" in totals else value
         if self.num_particles > 1:
             totals = {term: value / self.num_particles for term, value in totals.items()}
         self.terms = {term: value.detach() for term, value in totals.items()}

@@ -1,13 +1,11 @@
 """The files of a saved posterior, and how they are known to be whole."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bayes_lora.errors import PosteriorFileError
-from bayes_lora.files import read_json, sha256_of, write_whole
+from bayes_lora.files import is_sealed, read_json, sha256_of, write_sealed
 
 SCHEMA_VERSION = 1
 POSTERIOR_FILE = "posterior.safetensors"
@@ -33,8 +31,7 @@ def write_description(folder: Path, config: Mapping[str, Any], adapters: Sequenc
         "base_fingerprint": base_fingerprint,
         "files": {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for name, path in paths.items()},
     }
-    sealed = {**description, "sha256": _digest(description)}
-    write_whole(folder / DESCRIPTION_FILE, (json.dumps(sealed, indent=2) + "\n").encode())
+    write_sealed(folder / DESCRIPTION_FILE, description)
 
 
 def read_whole(folder: Path) -> dict[str, Any]:
@@ -82,13 +79,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(description, dict) or not set(description) >= _KEYS:
         raise PosteriorFileError(f"{path} lacks some of {sorted(_KEYS)}: it was damaged or edited. {_REMEDY}")
-    if description["sha256"] != _digest({name: value for name, value in description.items() if name != "sha256"}):
+    if not is_sealed(description):
         raise PosteriorFileError(
             f"{path} does not have the checksum it was written with: it was damaged or edited. {_REMEDY}"
         )
     return description
-
-
-def _digest(description: Mapping[str, Any]) -> str:
-    """The checksum of what a description says, however it is laid out."""
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.errors import BayesLoRAError, PosteriorFileError, RunExistsError
+from bayes_lora.errors import BayesLoRAError, ConfigurationError, PosteriorFileError, RunExistsError
 from bayes_lora.inference.fingerprint import base_fingerprint
 from bayes_lora.inference.guide import MonteCLoRAGuide
 from bayes_lora.inference.hub import find_posterior
@@ -57,10 +57,16 @@ def save_posterior(
 
     Raises:
         RunExistsError: the folder exists and `overwrite` was not said.
+        ConfigurationError: another kind of guide.
         PosteriorFileError: the network is no PEFT model, or its adapter has another name than PEFT's "default".
     """
     folder, network = Path(folder), model.network
     _check_network(model)
+    if not isinstance(guide, MonteCLoRAGuide):
+        raise ConfigurationError(
+            f"save_posterior writes a MonteCLoRAGuide, and this guide is a {type(guide).__name__}. Save its "
+            "state_dict() with safetensors, and the network with save_pretrained."
+        )
     if folder.exists() and not overwrite:
         raise RunExistsError(f"{folder} exists already. Choose another folder, or pass overwrite=True.")
     folder.parent.mkdir(parents=True, exist_ok=True)

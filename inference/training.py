@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainingArguments, default_data_collator
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, default_data_collator
 
 from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
 from bayes_lora.inference.fit_options import FitOptions
@@ -104,16 +105,19 @@ def fit_network(
     collate: Collate = default_data_collator,
     console: Console | None = None,
     checkpoints: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> FitResult:
     """Train a network on its own loss, without a posterior: the point estimate, with the settings of `fit`.
 
     Any transformers or PEFT model with a task head; what requires a gradient is trained. Arguments and errors are
-    those of `fit`; options of the posterior do nothing here.
+    those of `fit`; options of the posterior do nothing here. `callbacks` are the Trainer's: what must accompany the
+    training of this network.
     """
     options = options or FitOptions()
     num_steps = _num_steps(train_dataset, options)
     device = next(network.parameters()).device
-    return _Training(train_dataset, options, collate, console, device).of_network(network, num_steps, checkpoints)
+    training = _Training(train_dataset, options, collate, console, device)
+    return training.of_network(network, num_steps, checkpoints, callbacks)
 
 
 @dataclass(frozen=True)
@@ -141,15 +145,26 @@ class _Training:
         model.eval()
         return result
 
-    def of_network(self, network: nn.Module, num_steps: int, checkpoints: Path | None) -> FitResult:
+    def of_network(
+        self,
+        network: nn.Module,
+        num_steps: int,
+        checkpoints: Path | None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> FitResult:
         """Train everything in the network that requires a gradient, on its own loss."""
-        result = self._run(lambda **common: SealedTrainer(network, **common), "fit network", num_steps, checkpoints)
+        result = self._run(partial(SealedTrainer, network), "fit network", num_steps, checkpoints, callbacks)
         _check_finite(network)
         network.eval()
         return result
 
     def _run(
-        self, build: Callable[..., SealedTrainer], what: str, num_steps: int, checkpoints: Path | None
+        self,
+        build: Callable[..., SealedTrainer],
+        what: str,
+        num_steps: int,
+        checkpoints: Path | None,
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> FitResult:
         started = time.perf_counter()
         bar = progress_bar(self.console)
@@ -158,7 +173,7 @@ class _Training:
                 args=self._arguments(checkpoints or Path(scratch), num_steps, saves=checkpoints is not None),
                 train_dataset=self.dataset,
                 data_collator=self.collate,
-                callbacks=[Display(progress, what, num_steps)],
+                callbacks=[*callbacks, Display(progress, what, num_steps)],
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=checkpoints is not None)
@@ -179,7 +194,8 @@ class _Training:
             logging_steps=options.log_every,
             save_strategy="steps" if saves else "no",
             save_steps=options.save_every,
-            save_total_limit=2,
+            save_total_limit=options.keep_checkpoints,
+            lr_scheduler_type="linear" if options.decay == "linear" else "constant_with_warmup",
             report_to="none",
             disable_tqdm=True,
             use_cpu=self.device.type == "cpu",

@@ -1,21 +1,22 @@
 """Pictures, by what is drawn: every number given is there, and every axis says what it is and in which unit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.container import BarContainer
+from matplotlib.collections import LineCollection, PathCollection
+from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import PathPatch
 from numpy.testing import assert_allclose
 from torch import Tensor
 
 from bayes_lora.experiments import plots
-from bayes_lora.inference.metrics import calibration_bins
+from bayes_lora.inference.metrics import calibration_bins, reliability_table
 
 # Six rows of two classes; confidences in three different bins.
 PROBS = torch.tensor([[0.95, 0.05], [0.96, 0.04], [0.18, 0.82], [0.17, 0.83], [0.45, 0.55], [0.94, 0.06]])
@@ -78,6 +79,69 @@ def test_reliability() -> None:
     # Nothing is outside of what is shown.
     bottom, top = upper.get_ylim()
     assert all(bottom <= y <= top for curve in curves for y in np.asarray(curve.get_ydata(), dtype=float))
+
+
+def test_reliability_panels() -> None:
+    labels = LABELS.flip(0)
+    figure = plots.reliability_panels({"one": (PROBS, LABELS), "two": (PROBS, labels)})
+    assert (figure.get_supxlabel(), figure.get_suptitle()) == (
+        "confidence (largest class probability)",
+        "Reliability on held-out rows, 15 bins",
+    )
+    assert figure.get_supylabel() == "accuracy in the bin, ± 1 standard error"
+    # Of six rows: .95, .96 and .94, one wrong; .82 and .83, right; .55, wrong.
+    error = (3 * (0.95 - 2 / 3) + 2 * (1 - 0.825) + 0.55) / 6
+    assert figure.axes[0].get_title() == f"one\nECE {100 * error:.1f} %"
+    for axes, truth in zip(figure.axes, (LABELS, labels), strict=True):
+        table = [row for row in reliability_table(PROBS, truth) if row.count]
+        points = [[row.confidence, row.accuracy] for row in table]
+        (bars_of,) = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
+        line, _, (sticks,) = bars_of.lines
+        assert line is not None
+        assert_allclose(np.asarray(line.get_xydata()), points)
+        heights = [np.ptp(np.asarray(stick)[:, 1]) for stick in sticks.get_segments()]
+        assert_allclose(heights, [2 * row.standard_error for row in table], atol=1e-12)
+        (dots,) = [found for found in axes.collections if isinstance(found, PathCollection)]
+        assert_allclose(np.asarray(dots.get_offsets()), points)
+        areas = np.asarray(dots.get_sizes())
+        assert np.argmax(areas) == np.argmax([row.count for row in table])
+        left, right = axes.get_xlim()
+        assert all(left < row.confidence < right for row in table)
+
+
+def test_reliability_panels_leave_no_empty_frames() -> None:
+    figure = plots.reliability_panels({str(k): (PROBS, LABELS) for k in range(9)})
+    assert [axes.axison for axes in figure.axes] == [True] * 9 + [False] * 3
+    # The lowest panel of each column says what its axis is.
+    labelled = [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes[:9]]
+    assert labelled == [False] * 5 + [True] * 4
+
+
+def test_risk_coverage() -> None:
+    coverage = torch.arange(1, 5, dtype=torch.double) / 4
+    risks = {"one": torch.tensor([0.0, 0.0, 1 / 3, 1 / 4]), "two": torch.tensor([1.0, 0.5, 1 / 3, 0.5])}
+    (axes,) = plots.risk_coverage({name: (coverage, risk) for name, risk in risks.items()}).axes
+    assert legend(axes) == list(risks)
+    for line, risk in zip(axes.get_lines(), risks.values(), strict=True):
+        assert_allclose(np.asarray(line.get_xydata()), 100 * torch.stack([coverage, risk], -1), rtol=1e-6)
+    assert axes.get_xlabel() == "rows kept, the most certain first (%)"
+    assert axes.get_ylabel() == "wrong among the rows kept (%)"
+    assert axes.get_xlim() == (0, 100)
+    bottom, top = axes.get_ylim()
+    assert bottom == 0
+    assert top >= 100
+
+
+@pytest.mark.parametrize("figure_of", [plots.reliability, plots.risk_coverage])
+def test_every_one_of_many_methods_is_drawn_and_told_apart(
+    figure_of: Callable[[dict[str, tuple[Tensor, Tensor]]], Figure],
+) -> None:
+    given = (PROBS, LABELS) if figure_of is plots.reliability else (torch.ones(1), torch.zeros(1))
+    names = [f"method {k}" for k in range(20)]
+    axes = figure_of(dict.fromkeys(names, given)).axes[0]
+    lines = [line for line in axes.get_lines() if line.get_label() in names]
+    assert [line.get_label() for line in lines] == names
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 20
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.01, 0.0])

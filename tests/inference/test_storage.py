@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bayes_lora as bl
-from bayes_lora.errors import PosteriorFileError, RunExistsError
-from bayes_lora.inference import MonteCLoRAGuide, load_posterior, predict, save_posterior
+from bayes_lora.errors import ConfigurationError, PosteriorFileError, RunExistsError
+from bayes_lora.inference import MeanFieldGuide, MonteCLoRAGuide, load_posterior, predict, save_posterior
 from bayes_lora.inference.fingerprint import base_fingerprint
 from bayes_lora.models import BayesianLoRA
 from tests.networks import Batch, build_bert, build_network, build_pair
@@ -206,3 +206,11 @@ def test_a_failed_replacement_leaves_the_old_folder(
         save_posterior(model, guide, tmp_path / "posterior", overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "posterior").iterdir()} == before
     assert list(tmp_path.iterdir()) == [tmp_path / "posterior"]
+
+
+def test_another_kind_of_guide_is_refused(tmp_path: Path) -> None:
+    options = {"objective": "elbo", "num_train_examples": 70, "sample_scale": 0.05}
+    model = BayesianLoRA(build_network(num_layers=1), bl.MonteCLoRAConfig(**options))  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="writes a MonteCLoRAGuide, and this guide is a MeanFieldGuide"):
+        save_posterior(model, MeanFieldGuide(model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -261,3 +261,21 @@ def test_zero_weights_leave_the_likelihood(batch: Batch) -> None:
             trace = poutine.trace(guide).get_trace()
             logits = poutine.replay(model, trace=trace)(**batch)
         assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, batch["labels"]).item(), rel=1e-12)
+
+
+def test_a_joint_draw_of_the_guide_alone_counts() -> None:
+    """A bare autoguide carries its density in a site that the model has not."""
+
+    def toy() -> None:
+        x = pyro.sample("x", pyro.distributions.Normal(0.3, 2.0).expand([3]).to_event(1))
+        pyro.sample("y", pyro.distributions.Normal(x.sum(), 1.0), obs=torch.tensor(1.5))
+
+    with pyro.settings.context(module_local_params=True):
+        guide = pyro.infer.autoguide.AutoMultivariateNormal(toy)
+        losses = []
+        for elbo in (ItemizedELBO(), pyro.infer.Trace_ELBO()):
+            torch.manual_seed(3)
+            guide()  # its parameters start at random, at the first call
+            torch.manual_seed(4)
+            losses.append(elbo.loss(toy, guide))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
