@@ -19,7 +19,7 @@ class ColumnNormal(TorchDistribution):  # type: ignore[misc]
     """Columns x_i ~ N(loc_i, L L'), i = 1..num_columns, with one factor L for all columns of an adapter.
 
     torch's MultivariateNormal would hold the (rank, rank) factor once per column: for 4096 columns of rank 32 that
-    is 32 times the draw. Here it is held once, and a draw is one batched product ``Z L'``.
+    is 32 times the draw. Here it is held once, and a draw is one batched product ``L Z``.
 
     Args:
         scale_tril: (adapter, [component,] rank, rank) lower factors with positive diagonals.
@@ -79,10 +79,13 @@ class ColumnNormal(TorchDistribution):  # type: ignore[misc]
 
     @full_precision
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """Draws (*sample_shape, adapter, [component,] column, rank): loc + Z L' with Z standard normal."""
-        shape = torch.Size(sample_shape) + self.batch_shape + self.event_shape
+        """Draws (*sample_shape, adapter, [component,] column, rank): loc + (L Z)' with Z standard normal.
+
+        In memory the columns of a draw lie as those of LoRA-A do, so that they can be added without a stride.
+        """
+        shape = (*sample_shape, *self.scale_tril.shape[:-1], self.num_columns)
         noise = torch.randn(shape, dtype=self.scale_tril.dtype, device=self.scale_tril.device)
-        draw = _coloured(noise, self.scale_tril)
+        draw = _coloured(noise, self.scale_tril).mT
         return draw if self.loc is None else draw + self.loc
 
     @full_precision
@@ -94,13 +97,37 @@ class ColumnNormal(TorchDistribution):  # type: ignore[misc]
         return -whitened.square().sum(-2) / 2 - normalizer.unsqueeze(-1)  # type: ignore[no-any-return]
 
 
+class IsotropicColumnNormal(ColumnNormal):
+    """Columns x_i ~ N(0, std^2 I): the prior, to which the KL needs no triangular solve.
+
+    Args:
+        std: standard deviation of every entry.
+        like: (adapter, [component,] rank, rank) the shape, dtype and device of the factors.
+        num_columns: columns per adapter, n_in.
+
+    Example:
+        >>> IsotropicColumnNormal(0.1, like=torch.empty(3, 4, 4), num_columns=10).rsample().shape
+        torch.Size([3, 10, 4])
+    """
+
+    def __init__(self, std: float, like: Tensor, num_columns: int) -> None:
+        self.std = std
+        factor = std * torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
+        super().__init__(factor.expand(like.shape), num_columns, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "IsotropicColumnNormal":
+        """The same distribution with batch dimensions broadcast to `batch_shape`; its last entry stays the columns."""
+        wide = super().expand(batch_shape)
+        return self if wide is self else IsotropicColumnNormal(self.std, wide.scale_tril, self.num_columns)
+
+
 def _coloured(noise: Tensor, factor: Tensor) -> Tensor:
-    """Z L', (..., column, rank); without gradients a large Z is overwritten part by part, in its own memory."""
+    """L Z, (..., rank, column); without gradients a large Z is overwritten part by part, in its own memory."""
     if noise.numel() < _OVERWRITTEN_FROM or (torch.is_grad_enabled() and factor.requires_grad):
-        return noise @ factor.mT
+        return factor @ noise
     flat = noise.flatten(end_dim=-3)
     for part, own in zip(flat, factor.expand(*noise.shape[:-2], -1, -1).flatten(end_dim=-3), strict=True):
-        part.copy_(part @ own.mT)
+        part.copy_(own @ part)
     return noise
 
 
@@ -117,4 +144,17 @@ def _kl_column_normal_column_normal(q: ColumnNormal, p: ColumnNormal) -> Tensor:
     if q.loc is not None or p.loc is not None:
         shift = q.mean - p.mean
         kl = kl + torch.linalg.solve_triangular(p.scale_tril, shift.mT, upper=False).square().sum(-2) / 2
+    return kl.expand(q.batch_shape)  # type: ignore[no-any-return]
+
+
+@register_kl(ColumnNormal, IsotropicColumnNormal)  # type: ignore[untyped-decorator]
+@full_precision
+def _kl_column_normal_isotropic(q: ColumnNormal, p: IsotropicColumnNormal) -> Tensor:
+    """KL per column: 1/2 ((|L|^2 + |loc|^2) / std^2 - r) - sum_j ln(L_jj / std); (adapter, [component,] column)."""
+    rank = q.event_shape[0]
+    constant = rank * (math.log(p.std) - 0.5)
+    kl = q.scale_tril.square().sum((-2, -1)) / (2 * p.std**2) - half_log_determinant(q.scale_tril) + constant
+    kl = kl.unsqueeze(-1)
+    if q.loc is not None:
+        kl = kl + q.loc.square().sum(-1) / (2 * p.std**2)
     return kl.expand(q.batch_shape)  # type: ignore[no-any-return]

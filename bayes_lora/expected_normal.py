@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, diag_embed
 from torch.distributions import kl_divergence, register_kl
 
-from bayes_lora.column_normal import ColumnNormal
+from bayes_lora.column_normal import ColumnNormal, IsotropicColumnNormal
 from bayes_lora.precision import full_precision
 from bayes_lora.wishart import Wishart
 
@@ -71,6 +71,7 @@ class ExpectedColumnNormal(ColumnNormal):
         return ColumnNormal(factor, self.num_columns, self.loc, validate_args=False)
 
 
+@register_kl(ExpectedColumnNormal, IsotropicColumnNormal)  # type: ignore[untyped-decorator]
 @register_kl(ExpectedColumnNormal, ColumnNormal)  # type: ignore[untyped-decorator]
 @full_precision
 def _kl_expected_column_normal_column_normal(q: ExpectedColumnNormal, p: ColumnNormal) -> Tensor:

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from bayes_lora.perturbation import PerturbedLinear
 
+# Rows from which on B' is laid out anew: autograd then computes B's gradient as a wide product, (rank, out), and not as
+# a tall one, (out, rank), which takes two to three times as long; for few rows the copy costs more than that.
+_MANY_ROWS = 64
+
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
     """PEFT's `lora.Linear`, which under noise is `lora_product` with ``A = mu + P``.
@@ -88,4 +92,5 @@ def lora_product(x: Tensor, a: Tensor, expand: Tensor, base: Tensor, bias: Tenso
     """
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ base.mT if bias is None else torch.addmm(bias, rows, base.mT)
-    return y.addmm_(rows @ a.mT, expand.mT, alpha=scaling).view(*x.shape[:-1], -1)
+    wide = expand.mT.contiguous() if len(rows) >= _MANY_ROWS else expand.mT
+    return y.addmm_(rows @ a.mT, wide, alpha=scaling).view(*x.shape[:-1], -1)

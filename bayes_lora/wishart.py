@@ -167,8 +167,8 @@ def _kl_wishart_wishart(q: Wishart, p: Wishart) -> Tensor:
     """
     r = q.rank
     ratio = q.scale_diagonal / p.scale_diagonal
-    kl = (q.df * (ratio.sum(-1) - r) - p.df * ratio.log().sum(-1)) / 2
     if q.df is p.df:
-        return kl
+        return q.df / 2 * ((ratio - ratio.log()).sum(-1) - r)
+    kl = (q.df * (ratio.sum(-1) - r) - p.df * ratio.log().sum(-1)) / 2
     digammas = _multivariate_digamma(q.df, r)
     return kl + (q.df - p.df) / 2 * digammas + torch.mvlgamma(p.df / 2, r) - torch.mvlgamma(q.df / 2, r)

@@ -18,7 +18,7 @@ from bayes_lora.errors import UnsupportedELBOError
 from bayes_lora.expected_normal import ExpectedColumnNormal
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.models.latent_sites import Latents
-from bayes_lora.models.listeners import params_are_wanted
+from bayes_lora.models.listeners import densities_only
 from bayes_lora.precision import posterior_dtype
 
 _MIN_RANDOM_CONCENTRATION = 1e-3
@@ -66,7 +66,7 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
                 setattr(self, f"scale_r{rank}", PyroParam(scale, constraints.positive, event_dim=1))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Latents:
-        if not params_are_wanted():
+        if densities_only():
             return torch.nn.Module.__call__(self, *args, **kwargs)  # type: ignore[no-any-return]
         with pyro.settings.context(module_local_params=True):
             return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]

@@ -90,9 +90,9 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
 
 
 class _Recorder(TraceMessenger):  # type: ignore[misc]
-    """Records a trace, and says that it has no use for param messages (see `params_are_wanted`)."""
+    """Records a trace, and says that it has no use for what carries no density (see `models.listeners`)."""
 
-    ignores_params = True
+    densities_only = True
 
 
 def _site_loss(model_site: dict[str, Any], guide_site: dict[str, Any] | None) -> Tensor:

@@ -12,12 +12,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayes_lora.adapters import Adapter, AdapterGroup, check_state
-from bayes_lora.column_normal import ColumnNormal
+from bayes_lora.column_normal import IsotropicColumnNormal
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import AdapterError, ConfigurationError
 from bayes_lora.models.latent_sites import Latents, LatentSites
 from bayes_lora.models.likelihood import Classification, Likelihood, network_logits
-from bayes_lora.models.listeners import params_are_wanted
+from bayes_lora.models.listeners import densities_only
 from bayes_lora.precision import posterior_dtype
 from bayes_lora.wishart import Wishart
 
@@ -69,7 +69,7 @@ class BayesianLoRA(nn.Module):
             "sample_scale", self.sites.example.new_full((len(self.sites.adapters),), config.sample_scale)
         )
         self.sites.switch.exact = config.sample_scale == 0
-        self._priors: dict[Any, tuple[dist.Dirichlet, dict[int, Wishart], dict[str, ColumnNormal]]] = {}
+        self._priors: dict[Any, tuple[dist.Dirichlet, dict[int, Wishart], dict[str, IsotropicColumnNormal]]] = {}
         self._adapters_known = self._adapter_state()
         self._active = [list(adapter.layer.active_adapters) for adapter in self.sites.adapters]
         # In a tuple, so that the module system does not see them a second time.
@@ -102,11 +102,12 @@ class BayesianLoRA(nn.Module):
         weights, covariances, columns = self._prior()
         return self.sites.sample(weights, covariances, lambda group, *_: columns[group.suffix])
 
-    def _prior(self) -> tuple[dist.Dirichlet, dict[int, Wishart], dict[str, ColumnNormal]]:
+    def _prior(self) -> tuple[dist.Dirichlet, dict[int, Wishart], dict[str, IsotropicColumnNormal]]:
         """The prior of pi, of the covariances by rank and of the columns by group: fixed, so made once."""
-        sites, config, like = self.sites, self.config, self.sites.example
-        key = (like.device, like.dtype)
+        sites, config = self.sites, self.config
+        key = sites.placement
         if key not in self._priors:
+            like = sites.example
             std = config.prior_scale or 1.0  # of A; the noise S of objective "paper" is standard normal
             # Outside inference mode, whose tensors no later training step could use.
             with torch.inference_mode(False):
@@ -117,9 +118,8 @@ class BayesianLoRA(nn.Module):
                 }
                 columns = {}
                 for group in sites.groups:
-                    factor = std * torch.eye(group.rank, dtype=like.dtype, device=like.device)
-                    factor = factor.expand(sites.factor_shape(group))
-                    columns[group.suffix] = ColumnNormal(factor, group.in_features, validate_args=False)
+                    factors = like.new_empty(()).expand(sites.factor_shape(group))
+                    columns[group.suffix] = IsotropicColumnNormal(std, factors, group.in_features)
             self._priors[key] = weights, covariances, columns
         return self._priors[key]
 
@@ -233,7 +233,7 @@ class BayesianLoRA(nn.Module):
 
         Not where no handler wants them: going through a whole transformer takes a tenth of a small step.
         """
-        if not params_are_wanted():
+        if densities_only():
             return
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:

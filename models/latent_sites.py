@@ -74,6 +74,12 @@ class LatentSites:
         return torch.empty(0, device=weight.device, dtype=posterior_dtype(weight.dtype))
 
     @property
+    def placement(self) -> tuple[torch.device, torch.dtype]:
+        """Device and dtype of the network's adapters."""
+        weight = self.adapters[0].linear.weight
+        return weight.device, weight.dtype
+
+    @property
     def outer_shape(self) -> tuple[int, ...]:
         """(M,) where M > 1, else ()."""
         return () if self.config.num_outer_samples == 1 else (self.config.num_outer_samples,)
@@ -85,9 +91,9 @@ class LatentSites:
 
     def prior_wishart(self, rank: int) -> Wishart:
         """Wishart(nu, c I) of the adapters of this rank, made once for each device and dtype."""
-        like = self.example
-        key = (rank, like.device, like.dtype)
+        key = (rank, *self.placement)
         if key not in self._prior_wisharts:
+            like = self.example
             # Outside inference mode, whose tensors no later training step could use.
             with torch.inference_mode(False):
                 df = self.degrees_of_freedom[self.ranks[rank]]

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from bayes_lora.errors import LikelihoodError
+from bayes_lora.models.listeners import densities_only
 from bayes_lora.models.site_handler import SiteHandler
 from bayes_lora.precision import posterior_dtype
 
@@ -91,8 +92,10 @@ class Classification:
                     f"{num_classes - 1}. Load it with num_labels={most + 1}, or correct the labels."
                 )
         logits = logits.to(posterior_dtype(logits.dtype))
+        recorded = not densities_only()
         with SiteHandler({"data": num_examples}, 1 / num_examples):
             # `pyro.deterministic`, less its look for NaN: on an accelerator that would stall every step.
-            recorded = dist.Delta(logits, event_dim=1, validate_args=False).mask(False)
-            pyro.sample("logits", recorded, obs=logits, infer={"_deterministic": True})
+            if recorded:
+                known = dist.Delta(logits, event_dim=1, validate_args=False).mask(False)
+                pyro.sample("logits", known, obs=logits, infer={"_deterministic": True})
             pyro.sample("y", dist.Categorical(logits=logits, validate_args=False), obs=labels)

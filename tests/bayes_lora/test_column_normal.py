@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from bayes_lora import column_normal
-from bayes_lora.column_normal import ColumnNormal
+from bayes_lora.column_normal import ColumnNormal, IsotropicColumnNormal
 from bayes_lora.errors import DistributionError
+from bayes_lora.expected_normal import ExpectedColumnNormal
 from bayes_lora.wishart import Wishart, cholesky_factor
 from tests.memory import peak_bytes
 from tests.networks import CLOSED_FORMS
@@ -177,3 +178,34 @@ def test_a_large_draw_without_gradients_is_the_same(monkeypatch: pytest.MonkeyPa
         torch.manual_seed(0)
         draws.append(q.rsample(torch.Size((3,))))
     torch.testing.assert_close(draws[0], draws[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("normal_kl", ["sampled", "expected"])
+@pytest.mark.parametrize(("batch", "with_loc"), [case.values for case in CASES])
+def test_the_kl_to_the_prior_is_the_general_one(batch: tuple[int, ...], with_loc: bool, normal_kl: str) -> None:
+    factor, loc = factors(*batch), locations(*batch) if with_loc else None
+    wishart = Wishart(torch.full(batch, 4.0, dtype=torch.double), 0.1 + torch.rand(*batch, RANK, dtype=torch.double))
+    q = ColumnNormal(factor, COLUMNS, loc)
+    if normal_kl == "expected":
+        q = ExpectedColumnNormal(factor, COLUMNS, wishart, None, loc)
+    prior = IsotropicColumnNormal(0.7, factor, COLUMNS)
+    general = ColumnNormal(prior.scale_tril, COLUMNS)
+    torch.testing.assert_close(kl_divergence(q, prior), kl_divergence(q, general), rtol=1e-12, atol=1e-12)
+    wider = IsotropicColumnNormal(0.71, factor, COLUMNS)  # not everything passes
+    assert not torch.allclose(kl_divergence(q, wider), kl_divergence(q, general), rtol=1e-3)
+
+
+def test_the_prior_broadcasts_and_draws_as_a_column_normal() -> None:
+    prior = IsotropicColumnNormal(0.7, factors(ADAPTERS), COLUMNS)
+    wide = prior.expand((6, ADAPTERS, COLUMNS))
+    assert isinstance(wide, IsotropicColumnNormal)
+    assert (wide.batch_shape, wide.std) == ((6, ADAPTERS, COLUMNS), 0.7)
+    assert prior.expand(prior.batch_shape) is prior
+    torch.manual_seed(0)
+    expected = ColumnNormal(prior.scale_tril, COLUMNS).sample()
+    torch.manual_seed(0)
+    torch.testing.assert_close(prior.sample(), expected, rtol=0, atol=0)
+
+
+def test_a_draw_lies_in_memory_as_lora_a_does() -> None:
+    assert ColumnNormal(factors(ADAPTERS), COLUMNS).rsample().mT.is_contiguous()

@@ -96,8 +96,10 @@ def test_loss_and_gradients_are_those_of_peft(batch: Batch, monkeypatch: pytest.
         assert (found[name] - value).abs().max() <= tolerance * value.abs().max().clamp_min(1e-3), name
 
 
+@pytest.mark.parametrize("many_rows", [1, 64])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_the_product_written_out(with_bias: bool) -> None:
+def test_the_product_written_out(monkeypatch: pytest.MonkeyPatch, with_bias: bool, many_rows: int) -> None:
+    monkeypatch.setattr(fused, "_MANY_ROWS", many_rows)
     torch.manual_seed(0)
     sizes = [(2, 3, 5), (2, 5), (4, 2), (4, 5)]
     x, a, expand, base = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)

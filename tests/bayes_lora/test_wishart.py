@@ -176,3 +176,24 @@ def test_gradients_reach_the_scale() -> None:
     (gradient,) = torch.autograd.grad(draw.diagonal(dim1=-2, dim2=-1).sum(), v)
     # Sigma_ii is proportional to v_i.
     torch.testing.assert_close(gradient, draw.diagonal(dim1=-2, dim2=-1) / V)
+
+
+def test_another_scale_of_the_same_family_draws_the_same() -> None:
+    base, v = Wishart(DF, V), V.flip(0)
+    shared = base.with_scale(v)
+    assert shared.df is base.df
+    torch.manual_seed(0)
+    expected = Wishart(DF, v).rsample((4,))
+    torch.manual_seed(0)
+    assert torch.equal(shared.rsample((4,)), expected)
+    assert not torch.equal(base.rsample((4,)), expected)
+
+
+def test_draws_equal_bartletts_written_out() -> None:
+    torch.manual_seed(0)
+    draw = Wishart(DF, V).rsample((5,))
+    torch.manual_seed(0)
+    chi2 = 2 * torch._standard_gamma(torch.stack([(DF - i) / 2 for i in range(3)], -1).expand(5, 2, 3))
+    bartlett = torch.randn(5, 2, 3, 3, dtype=torch.double).tril(-1) + torch.diag_embed(chi2.sqrt())
+    factor = torch.diag_embed(V.sqrt()) @ bartlett
+    torch.testing.assert_close(draw, factor @ factor.mT, rtol=1e-12, atol=0)
