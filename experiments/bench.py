@@ -17,6 +17,7 @@ from bayes_lora.experiments.bench_contenders import (
     Contender,
     Entrant,
     draws,
+    laplace,
     over_components,
     passes,
     prediction,
@@ -249,6 +250,25 @@ def _predict(bench: Bench) -> list[Record]:
     return found
 
 
+def _laplace(bench: Bench) -> list[Record]:
+    """A batch of a Laplace fit, against a training step of the plain adapter."""
+    case = bench.case(*bench.middle)
+    ways: dict[str, tuple[str, dict[str, Any]]] = {
+        "laplace": ("Laplace, K-FAC reduce", {}),
+        "laplace_expand": ("Laplace, K-FAC expand", {"structure": "kfac_expand"}),
+        "laplace_low_rank": ("Laplace, K-FAC reduce, rank 32", {"max_rank": 32}),
+        "laplace_diagonal": ("Laplace, diagonal", {"structure": "diagonal"}),
+        "laplace_last_layer": ("Laplace, last layer", {"parameters": "last_layer"}),
+    }
+    turns = {"lora": TRAINING["lora"].build(case)}
+    turns |= {name: laplace(case, **options) for name, (_, options) in ways.items()}
+    seconds = bench.race(f"laplace {case.batch}x{case.tokens}", turns)
+    references = {"lora": seconds["lora"]}
+    found = [_record("laplace", case.described(), TRAINING["lora"], "step", seconds["lora"], {})]
+    entered = [Entrant(name, label, ours=True) for name, (label, _) in ways.items()]
+    return found + [_record("laplace", case.described(), who, "fit", seconds[who.name], references) for who in entered]
+
+
 def _gradients(bench: Bench) -> list[Record]:
     """Variance and time of a stochastic gradient, by sampler and KL."""
     case, num_draws = bench.case(*((1, 8) if bench.quick else (4, 16))), _GRADIENTS_A_ROUND * bench.rounds
@@ -292,6 +312,7 @@ SUITES: dict[str, Callable[[Bench], list[Record]]] = {
     "memory": _memory,
     "draws": _draws,
     "predict": _predict,
+    "laplace": _laplace,
     "gradients": _gradients,
     "gpu": _gpu,
 }

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.bench_cases import Batch, Case, adapter_bank, lora_network, make_batch, plain_network
 from bayes_lora.experiments.bench_timing import Turn, synchronize, timed
-from bayes_lora.inference import FitOptions, ItemizedELBO, MonteCLoRAGuide, fit, fit_network, predict
+from bayes_lora.inference import (
+    FitOptions,
+    ItemizedELBO,
+    LaplaceOptions,
+    MonteCLoRAGuide,
+    fit,
+    fit_laplace,
+    fit_network,
+    predict,
+)
 from bayes_lora.models import BayesianLoRA
 
 Build = Callable[[Case], Turn]
@@ -218,6 +227,13 @@ def prediction(case: Case, num_samples: int, num_batches: int) -> Turn:
     model, guide = posterior(lora_network(case))
     batches = [_unlabelled(case)] * num_batches
     return timed(lambda: predict(model, guide, batches, num_samples=num_samples, seed=0), case.device)
+
+
+def laplace(case: Case, **options: Any) -> Turn:
+    """One batch of a Laplace fit, with the decomposition of its factors at the end."""
+    network: nn.Module = lora_network(case).eval()
+    batch, chosen = make_batch(case), LaplaceOptions(**options)
+    return timed(lambda: fit_laplace(network, [batch], chosen), case.device)
 
 
 def passes(case: Case, num_samples: int, num_batches: int) -> Turn:

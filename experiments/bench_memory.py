@@ -65,7 +65,7 @@ def measure(contender: str, case: Case) -> Memory:
     turn = build(case)
     loaded_base.cache_clear()
     turn(1)
-    process_peak = _resident_peak()
+    process_peak = resident_peak()
     del turn
     # A second time with the allocator watched, which itself takes memory.
     loaded_base(case.base, case.shape)
@@ -102,7 +102,7 @@ def _watched(call: Callable[[], Result]) -> tuple[Result, int, int]:
     return result, held, peak
 
 
-def _resident_peak() -> int:
+def resident_peak() -> int:
     """The largest resident set of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -24,6 +24,7 @@ QUANTITIES = {
     "step": "training step",
     "draw": "posterior draw",
     "prediction": "forward pass",
+    "fit": "batch of a fit",
     "process_peak": "peak of the process",
     "tensor_peak": "peak of a step's tensors, beyond the base model",
     "held": "held between steps, beyond the base model",
@@ -41,6 +42,7 @@ TITLES = {
     "memory": "Memory of a training step",
     "draws": "A posterior draw",
     "predict": "Prediction under one draw, against a forward pass of the plain adapter",
+    "laplace": "A batch of a Laplace fit, against a training step",
     "gradients": "Variance of a stochastic gradient, and variance x time",
     "gpu": "RoBERTa-base's shape on a GPU",
 }

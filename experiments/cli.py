@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bayes_lora.errors import BayesLoRAError, ConfigurationError
 from bayes_lora.experiments.bench_command import bench_command
+from bayes_lora.experiments.compare.command import compare_command
 from bayes_lora.experiments.demo import run_demo
 from bayes_lora.experiments.options import require_alone, rows_source, run_config
 from bayes_lora.experiments.outputs import check_output
@@ -170,6 +171,7 @@ def predict_command(
 
 app.command("push")(push_command)
 app.command("bench")(bench_command)
+app.command("compare")(compare_command)
 
 
 @app.command("demo")

@@ -53,7 +53,7 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> Path:
     images: dict[str, str] = {}
     for section in sections:
         for picture in section.pictures:
-            data = _png(picture.figure)
+            data = png(picture.figure)
             write_file(folder / f"{picture.name}.png", data)
             images[picture.name] = base64.b64encode(data).decode()
     environment = jinja2.Environment(
@@ -69,7 +69,8 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> Path:
     return path
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The picture as a PNG file, the same bytes at every call."""
     buffer = io.BytesIO()
     # No software version inside: the same figure gives the same file.
     figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})

@@ -1,6 +1,7 @@
 """The posterior predictive: what the network says under many draws of LoRA-A."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from bayes_lora.errors import AdapterError, ConfigurationError
 from bayes_lora.inference.prediction import Prediction
 from bayes_lora.inference.predictor import Inputs, collect, evaluation_mode
 from bayes_lora.inference.randomness import seeded, stream
+from bayes_lora.inference.shared_prefix import SharedPrefix
 from bayes_lora.models import BayesianLoRA
 
 # Tokens in one forward pass up to which draws are stacked: beyond, stacking buys no speed and costs memory.
@@ -33,7 +35,8 @@ def predict(
     """Predict under `num_samples` draws of the guide, the same draws for every batch.
 
     Draw s depends on (seed, s) only: not on the batches, and 16 draws are the first 16 of 32. The global generators
-    are left as they were, and so is the training mode.
+    are left as they were, and so is the training mode. Where only the upper blocks of a network have adapters, those
+    below run once a batch, not once a draw.
 
     Args:
         model: the model.
@@ -62,6 +65,7 @@ def predict(
     if draws_per_pass is not None:
         require_count("draws_per_pass", draws_per_pass)
     stacks: bool | None = None
+    prefix = None if at_mean or num_samples == 1 else SharedPrefix.of(model)
 
     def draws(inputs: Inputs) -> Tensor:
         nonlocal stacks
@@ -72,10 +76,22 @@ def predict(
         chunk = draws_per_pass or (_default_draws_per_pass(inputs) if stacks else 1)
         starts = range(0, num_samples, chunk)
         parts = [range(start, min(start + chunk, num_samples)) for start in starts]
-        return torch.cat([_draw_logits(model, guide, inputs, seed, part) for part in parts])
+        outputs = None if prefix is None else prefix.outputs(lambda: model.network_logits(inputs))
+        found = []
+        for part in parts:
+            with _given(prefix, outputs, _num_examples(inputs), len(part)):
+                found.append(_draw_logits(model, guide, inputs, seed, part))
+        return torch.cat(found)
 
     with evaluation_mode(model), poutine.block():
         return collect(draws, loader, model.sites.example.device, on_batch)
+
+
+def _given(
+    prefix: SharedPrefix | None, outputs: list[Any] | None, num_examples: int, times: int
+) -> AbstractContextManager[None]:
+    """What is the same under every draw is not computed again."""
+    return nullcontext() if prefix is None or outputs is None else prefix.giving(outputs, num_examples, times)
 
 
 def _draw_logits(model: BayesianLoRA, guide: Callable[..., Any], inputs: Inputs, seed: int, draws: range) -> Tensor:

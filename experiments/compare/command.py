@@ -1,0 +1,150 @@
+"""`bayes-lora compare`: many methods on one task."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.experiments.compare.methods import METHODS, parse_methods
+from bayes_lora.experiments.compare.report import (
+    MARKDOWN_FILE,
+    RELIABILITY_FILE,
+    RESULTS_FILE,
+    RISK_FILE,
+    SIGNIFICANCE_FILE,
+    Scores,
+    present,
+    table_cells,
+    write_report,
+)
+from bayes_lora.experiments.compare.running import Results, run_study
+from bayes_lora.experiments.compare.study import EvalSplit, Study
+from bayes_lora.experiments.lora import LoRAOptions
+from bayes_lora.experiments.options import rows_source, typed
+from bayes_lora.experiments.tables import say
+from bayes_lora.inference import FitOptions
+
+_DEFAULT = "map,temperature,mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,swag,blob,monteclora"
+# What --quick says of each option that was not typed.
+_QUICK: dict[str, Any] = {"seeds": "0", "epochs": 1, "train_rows": 200, "eval_rows": 100, "num_samples": 4}
+
+
+def compare_command(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of the study; where it holds this study, it is gone on with.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help=f"Some of {', '.join(METHODS)}, separated by commas; options in brackets, as in "
+            "monteclora[sample_scale=0.05]; after it +calibrated or +temperature, chosen on held-out rows."
+        ),
+    ] = _DEFAULT,
+    reference: Annotated[str, typer.Option(help="The method that the others are tested against.")] = "map",
+    task: Annotated[str | None, typer.Option(help="mrpc, rte, cola, wic or boolq.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Reads <data-dir>/<task>/{train,validation}.jsonl.gz instead of the hub.")
+    ] = None,
+    train_file: Annotated[Path | None, typer.Option(help="Your own rows: .jsonl, .jsonl.gz or .csv.")] = None,
+    eval_file: Annotated[
+        Path | None, typer.Option(help="Rows to evaluate on; by default a tenth of --train-file.")
+    ] = None,
+    text_columns: Annotated[str | None, typer.Option(help="One column, or two separated by a comma.")] = None,
+    label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
+    outside: Annotated[
+        str | None, typer.Option(help="Another task, whose validation rows are out of distribution here.")
+    ] = None,
+    base_model: Annotated[str, typer.Option(help="Hub name, local folder, or minilm.")] = "minilm",
+    seeds: Annotated[str, typer.Option(help="Numbers separated by commas; more can be added later.")] = "0,1,2",
+    epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    train_rows: Annotated[int | None, typer.Option(help="Use the first N training rows only.")] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Part of these that nothing is trained on: temperatures and scales are chosen there.")
+    ] = 0.1,
+    eval_split: Annotated[
+        EvalSplit, typer.Option(help="validation, or held_out to choose settings without looking at it.")
+    ] = "validation",
+    eval_rows: Annotated[int | None, typer.Option(help="Evaluate on the first N rows only.")] = None,
+    num_samples: Annotated[int, typer.Option(help="Draws of a prediction.")] = 16,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a row is cut to; by default the task's.")] = None,
+    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
+    lora_alpha: Annotated[int, typer.Option(help="LoRA alpha.")] = 16,
+    lora_dropout: Annotated[float, typer.Option(help="LoRA dropout, of all training and of MC dropout.")] = 0.1,
+    targets: Annotated[str, typer.Option(help="attention, all-linear, or module names and commas.")] = "attention",
+    max_hours: Annotated[
+        float | None, typer.Option(help="Start nothing more after so long; the same command goes on later.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A look: 200 training rows, 100 evaluated, 1 epoch, 1 seed, 4 draws.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
+    ] = False,
+) -> None:
+    """Train and predict with many methods on the same rows and seeds, and write tables, figures and tests.
+
+    What one method has trained, those that start from it share. It can be stopped at any time: the same command goes
+    on with it.
+    """
+    given = dict(context.params)
+    if quick:
+        given |= {name: value for name, value in _QUICK.items() if name not in typed(context)}
+    wanted = parse_methods(methods)
+    against = parse_methods(reference)[0]
+    study = Study(
+        source=rows_source({**given, "limit": None, "seed": 0}),
+        outside=outside,
+        base_model=base_model,
+        lora=LoRAOptions(rank, lora_alpha, lora_dropout, targets),
+        training=FitOptions(epochs=given["epochs"], batch_size=batch_size, learning_rate=lr),
+        seeds=_seeds(given["seeds"]),
+        num_samples=given["num_samples"],
+        train_rows=given["train_rows"],
+        held_out=held_out,
+        eval_split=eval_split,
+        eval_rows=given["eval_rows"],
+        max_length=max_length,
+    )
+    results = run_study(study, wanted, out, console=Console(stderr=True), max_hours=max_hours)
+    found = write_report(results, against)
+    if as_json:
+        print(json.dumps(_as_json(results, found)))
+        return
+    _print(found)
+    say(f"In {out}: {RESULTS_FILE}, {MARKDOWN_FILE}, {SIGNIFICANCE_FILE}, {RELIABILITY_FILE}, {RISK_FILE}.")
+    if results.missing:
+        say(f"{len(results.missing)} of {len(wanted) * len(study.seeds)} jobs are left: the same command goes on.")
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigurationError(f"--seeds {text!r} must be whole numbers and commas, such as 0,1,2.") from error
+
+
+def _print(found: Scores) -> None:
+    columns = present(found)
+    title = "mean ± standard error over seeds; * best of its column; NLL in nats; AUROC by entropy"
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for column in columns:
+        table.add_column(Text(column.title), justify="right")
+    for method, cells in table_cells(found, columns, "{}*", " ± ").items():
+        table.add_row(Text(method.label), *map(Text, cells))
+    # At its own width where the terminal has less: squeezed, the names would go first.
+    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
+
+
+def _as_json(results: Results, found: Scores) -> dict[str, Any]:
+    return {
+        "study": str(results.folder),
+        "methods": {method.label: {str(seed): numbers for seed, numbers in of.items()} for method, of in found.items()},
+        "missing": [[method.label, seed] for method, seed in results.missing],
+    }

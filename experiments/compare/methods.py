@@ -1,0 +1,155 @@
+"""Methods by name: what `--methods` may say, and what each word of it means."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bayes_lora.errors import ConfigurationError
+
+_POSTERIOR = (
+    *("objective", "sample_scale", "temperature", "prior_scale", "kl_weight", "cooperative_weight"),
+    *("num_components", "num_outer_samples", "degrees_of_freedom", "prior_concentration", "normal_kl", "sampler"),
+)
+_TRAINED = (*_POSTERIOR, "epochs", "learning_rate", "posterior_learning_rate")
+_POINT = ("epochs", "learning_rate")
+
+# Every method, and the options that it takes.
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "map": (),
+    "temperature": (),
+    "mc_dropout": ("probability",),
+    "checkpoint_ensemble": ("members",),
+    "deep_ensemble": ("members",),
+    "laplace": ("structure", "link", "tuning"),
+    "laplace_last_layer": ("structure", "link", "tuning"),
+    "swag": ("epochs", "learning_rate", "scale"),
+    "blob": ("temperature", "prior_scale", "init_scale", "epochs", "learning_rate", "posterior_learning_rate"),
+    "monteclora": _TRAINED,
+    "monteclora_sparse": _TRAINED,
+    "monteclora_posthoc": (*_POSTERIOR, "epochs", "posterior_learning_rate"),
+    "monteclora_calibrated": _POSTERIOR,
+    "lora": (),
+    "full": _POINT,
+    "adalora": _POINT,
+    "dora": _POINT,
+    "adapter": _POINT,
+}
+# Two names of one thing each.
+_SAME = {"lora": ("map", False), "temperature": ("map", True)}
+_CALIBRATED, _TEMPERATURE = "calibrated", "temperature"
+_WRITTEN = re.compile(r"(?P<name>\w+)(\[(?P<options>[^\[\]]*)\])?(?P<suffixes>(\+\w+)*)")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its options.
+
+    Attributes:
+        name: one of `METHODS`, but for "lora" and "temperature", which are "map" with and without `tempered`.
+        options: in the order they were written.
+        calibrated: the scale of the noise is chosen on held-out rows after training (`calibrate_scale`); so it is in
+            "monteclora_calibrated", which trains nothing else.
+        tempered: a temperature chosen on held-out rows is applied to the mean probabilities.
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+    calibrated: bool = False
+    tempered: bool = False
+
+    @property
+    def label(self) -> str:
+        """As it is written, and as tables have it."""
+        if self == Method("map", tempered=True):
+            return "temperature"
+        options = ",".join(f"{name}={value}" for name, value in self.options)
+        return (
+            self.name
+            + (f"[{options}]" if options else "")
+            + ("+calibrated" if self.calibrated else "")
+            + ("+temperature" if self.tempered else "")
+        )
+
+    @property
+    def folder(self) -> str:
+        """A folder name for it, different for different methods."""
+        return re.sub(r"[\[\],]", "_", self.label).replace("_+", "+").rstrip("_")
+
+    @property
+    def untempered(self) -> "Method":
+        """The method without its temperature."""
+        return Method(self.name, self.options, self.calibrated)
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Its options among these."""
+        return {name: value for name, value in self.options if name in names}
+
+
+def parse_methods(text: str) -> list[Method]:
+    """Methods from ``name``, ``name[option=value,...]``, each with ``+calibrated`` or ``+temperature`` after it.
+
+    Separated by commas outside of brackets; one that is there twice counts once.
+
+    Raises:
+        ConfigurationError: an unknown name, option or suffix, or one that does not belong to the method.
+
+    Example:
+        >>> [method.label for method in parse_methods("map, monteclora[sample_scale=0.05]+temperature")]
+        ['map', 'monteclora[sample_scale=0.05]+temperature']
+    """
+    written = [part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip()]
+    if not written:
+        raise ConfigurationError(f"--methods names none. Give some of {', '.join(METHODS)}, separated by commas.")
+    return list(dict.fromkeys(_parse(part) for part in written))
+
+
+def _parse(written: str) -> Method:
+    match = _WRITTEN.fullmatch(written)
+    if match is None:
+        raise ConfigurationError(
+            f"--methods: {written!r} is not understood. Write name, or name[option=value,...], and +calibrated or "
+            "+temperature after it."
+        )
+    name, suffixes = match["name"], [suffix for suffix in match["suffixes"].split("+") if suffix]
+    if name not in METHODS:
+        raise ConfigurationError(f"--methods: there is no method {name!r}. The methods are {', '.join(METHODS)}.")
+    odd = [suffix for suffix in suffixes if suffix not in (_CALIBRATED, _TEMPERATURE)]
+    if odd:
+        raise ConfigurationError(f"--methods: {written!r} has +{odd[0]}; there are +calibrated and +temperature.")
+    options = _options(written, name, match["options"] or "")
+    calibrated = _CALIBRATED in suffixes
+    if calibrated and name not in ("monteclora", "monteclora_sparse", "monteclora_posthoc", "blob"):
+        raise ConfigurationError(
+            f"--methods: {written!r}: +calibrated chooses the scale of a posterior's noise, and {name} has none to "
+            "choose. Drop it; +temperature goes with every method."
+        )
+    name, tempered = _SAME.get(name, (name, False))
+    return Method(name, options, calibrated, tempered or _TEMPERATURE in suffixes)
+
+
+def _options(written: str, name: str, text: str) -> tuple[tuple[str, Any], ...]:
+    found: dict[str, Any] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        option, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not value or option not in METHODS[name]:
+            takes = ", ".join(METHODS[name]) or "none"
+            raise ConfigurationError(
+                f"--methods: {written!r}: {pair!r} is no option of {name}. Its options are: {takes}; write name=value."
+            )
+        found[option] = _value(value)
+    return tuple(found.items())
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def with_bases(methods: Sequence[Method]) -> list[Method]:
+    """The methods whose predictions must be made: a temperature is applied to stored ones."""
+    return list(dict.fromkeys(method.untempered for method in methods))

@@ -1,0 +1,212 @@
+"""Tables, figures and tests from the stored predictions of a study."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bayes_lora.experiments import plots
+from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.running import OUTSIDE, Results
+from bayes_lora.experiments.outputs import write_file
+from bayes_lora.experiments.report import png
+from bayes_lora.inference import all_metrics, mean_difference
+from bayes_lora.inference.bootstrap import Difference, mean_and_standard_error
+from bayes_lora.inference.metrics import example_losses
+from bayes_lora.inference.uncertainty_metrics import risk_coverage_curve
+
+RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"
+MARKDOWN_FILE, LATEX_FILE = "table.md", "table.tex"
+RELIABILITY_FILE, RISK_FILE = "reliability.png", "risk_coverage.png"
+_TESTED = ("accuracy", "nll", "brier")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the tables: what it is called, and how a number of it is written."""
+
+    metric: str
+    title: str
+    factor: float
+    digits: int
+    higher_is_better: bool | None
+
+
+COLUMNS = (
+    Column("accuracy", "accuracy %", 100, 1, True),
+    Column("nll", "NLL", 1, 3, False),
+    Column("ece", "ECE %", 100, 1, False),
+    Column("brier", "Brier", 1, 3, False),
+    Column("misclassification_auroc_entropy", "AUROC error", 1, 3, True),
+    Column("ood_auroc_entropy", "AUROC outside", 1, 3, True),
+    Column("aurc", "AURC", 1, 3, False),
+    Column("selective_accuracy_80", "acc. at 80 %", 100, 1, True),
+    Column("train_seconds", "train s", 1, 0, None),
+    Column("predict_seconds", "predict s", 1, 1, None),
+    Column("peak_memory_mib", "peak MiB", 1, 0, None),
+)
+
+Scores = dict[Method, dict[int, dict[str, float]]]  # by method, seed and metric
+
+
+def scores(results: Results) -> Scores:
+    """All metrics and costs of everything that is there."""
+    found: Scores = {}
+    for method in results.methods:
+        for seed in results.seeds:
+            if not results.is_done(method, seed):
+                continue
+            stored = results.read(method, seed)
+            outside = results.read(method, seed, OUTSIDE).prediction if results.with_outside else None
+            about = stored.about
+            found.setdefault(method, {})[seed] = {
+                **all_metrics(stored.prediction, outside),
+                "train_seconds": about.train_seconds,
+                "predict_seconds": about.predict_seconds,
+                "peak_memory_mib": about.peak_memory_bytes / 2**20,
+            }
+    return found
+
+
+def write_report(results: Results, reference: Method) -> Scores:
+    """Write every table and figure into the study's folder; returns the numbers behind them."""
+    found, folder = scores(results), results.folder
+    if not found:
+        return found
+    write_file(folder / RESULTS_FILE, _csv(_long_rows(results, found)))
+    write_file(folder / MARKDOWN_FILE, markdown(found).encode())
+    write_file(folder / LATEX_FILE, latex(found).encode())
+    differences = significance(results, reference)
+    if differences:
+        write_file(folder / SIGNIFICANCE_FILE, _csv(_difference_rows(differences, reference)))
+    _draw(results, found, folder)
+    return found
+
+
+def significance(
+    results: Results, reference: Method, metrics: Sequence[str] = _TESTED
+) -> dict[Method, dict[str, Difference]]:
+    """Paired bootstrap over examples: each method minus the reference, on the same rows and seeds."""
+    found: dict[Method, dict[str, Difference]] = {}
+    for method in results.methods:
+        seeds = [seed for seed in results.seeds if results.is_done(method, seed) and results.is_done(reference, seed)]
+        if method == reference or not seeds:
+            continue
+        both = [_losses(results, of, seeds) for of in (method, reference)]
+        found[method] = {metric: mean_difference(both[0][metric], both[1][metric]) for metric in metrics}
+    return found
+
+
+def markdown(found: Scores) -> str:
+    """A Markdown table: mean and standard error over seeds, the best of each column in bold."""
+    columns = present(found)
+    lines = ["| method | seeds | " + " | ".join(column.title for column in columns) + " |"]
+    lines.append("|---|---|" + "---|" * len(columns))
+    for method, cells in table_cells(found, columns, "**{}**", " ± ").items():
+        lines.append(f"| {method.label} | {len(found[method])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def latex(found: Scores) -> str:
+    """The same as a LaTeX tabular (booktabs)."""
+    columns = present(found)
+    lines = [r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule"]
+    lines.append("method & " + " & ".join(column.title.replace("%", r"\%") for column in columns) + r" \\")
+    lines.append(r"\midrule")
+    for method, cells in table_cells(found, columns, r"\textbf{{{}}}", r" $\pm$ ").items():
+        lines.append(method.label.replace("_", r"\_") + " & " + " & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def present(found: Scores) -> list[Column]:
+    """The columns that there are numbers for."""
+    known = {metric for of_seeds in found.values() for numbers in of_seeds.values() for metric in numbers}
+    return [column for column in COLUMNS if column.metric in known]
+
+
+def table_cells(found: Scores, columns: Sequence[Column], best: str, between: str) -> dict[Method, list[str]]:
+    """The text of each method's cells: the mean over seeds, written as `best` says where it is the best, `between` and
+    the standard error, where there are two seeds or more."""
+    texts: dict[Method, list[str]] = {method: [] for method in found}
+    for column in columns:
+        summaries = {
+            method: mean_and_standard_error([numbers[column.metric] for numbers in of_seeds.values()])
+            for method, of_seeds in found.items()
+        }
+        shown = {method: f"{column.factor * mean:.{column.digits}f}" for method, (mean, _) in summaries.items()}
+        means = [mean for mean, _ in summaries.values() if not math.isnan(mean)]
+        top = None
+        if column.higher_is_better is not None and means:
+            top = f"{column.factor * (max if column.higher_is_better else min)(means):.{column.digits}f}"
+        for method, (_, error) in summaries.items():
+            text = best.format(shown[method]) if shown[method] == top else shown[method]
+            spread = "" if math.isnan(error) else f"{between}{column.factor * error:.{column.digits}f}"
+            texts[method].append(text + spread)
+    return texts
+
+
+def _losses(results: Results, method: Method, seeds: Sequence[int]) -> dict[str, Tensor]:
+    """(seed, example) of each metric that is a mean over rows."""
+    each = []
+    for seed in seeds:
+        prediction = results.read(method, seed).prediction
+        assert prediction.labels is not None
+        each.append(example_losses(prediction.mean_probs, prediction.labels))
+    return {metric: torch.stack([losses[metric] for losses in each]) for metric in each[0]}
+
+
+def _long_rows(results: Results, found: Scores) -> list[dict[str, object]]:
+    rows = []
+    for method, of_seeds in found.items():
+        for seed, numbers in of_seeds.items():
+            chosen = ";".join(f"{name}={value:.6g}" for name, value in results.chosen(method, seed).items())
+            rows.append({"method": method.label, "seed": seed, **numbers, "chosen": chosen})
+    return rows
+
+
+def _difference_rows(
+    differences: Mapping[Method, Mapping[str, Difference]], reference: Method
+) -> list[dict[str, object]]:
+    return [
+        {
+            "method": method.label,
+            "minus": reference.label,
+            "metric": metric,
+            "difference": of.estimate,
+            "low_95": of.low,
+            "high_95": of.high,
+            "p_value": of.p_value,
+        }
+        for method, metrics in differences.items()
+        for metric, of in metrics.items()
+    ]
+
+
+def _csv(rows: Sequence[Mapping[str, object]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _draw(results: Results, found: Scores, folder: Path) -> None:
+    """Figures over all seeds: in the one every row counts once for each, in the other the risks are averaged."""
+    probs: dict[str, tuple[Tensor, Tensor]] = {}
+    curves: dict[str, tuple[Tensor, Tensor]] = {}
+    for method, of_seeds in found.items():
+        predictions = [results.read(method, seed).prediction for seed in of_seeds]
+        labels = [prediction.labels for prediction in predictions if prediction.labels is not None]
+        probs[method.label] = torch.cat([prediction.mean_probs for prediction in predictions]), torch.cat(labels)
+        of_each = [
+            risk_coverage_curve(prediction.total_entropy, prediction.mean_probs.argmax(-1) != own)
+            for prediction, own in zip(predictions, labels, strict=True)
+        ]
+        curves[method.label] = of_each[0][0], torch.stack([risk for _, risk in of_each]).mean(0)
+    write_file(folder / RELIABILITY_FILE, png(plots.reliability_panels(probs)))
+    write_file(folder / RISK_FILE, png(plots.risk_coverage(curves)))

@@ -1,0 +1,183 @@
+"""Running a comparison: one job for each method and seed, each done once, in pieces of any length."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from bayes_lora.errors import DataError
+from bayes_lora.experiments.base_models import load_base_model
+from bayes_lora.experiments.compare.cost import PeakMemory
+from bayes_lora.experiments.compare.fitting import Fitting
+from bayes_lora.experiments.compare.methods import Method, with_bases
+from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows, open_study
+from bayes_lora.experiments.outputs import write_json
+from bayes_lora.experiments.stored_predictions import About, StoredPrediction, read_prediction, write_prediction
+from bayes_lora.files import read_json
+from bayes_lora.inference import Prediction, Predictor, TemperatureScaled, fit_temperature
+
+EVALUATED, HELD_OUT, OUTSIDE = "evaluated", "held-out", "outside"
+_PREDICTIONS, _TRAINED = "predictions", "trained"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The stored predictions of a study.
+
+    Attributes:
+        folder: the study's.
+        methods: in the order in which they were asked for.
+        seeds: of the study.
+        with_outside: whether there are rows from outside.
+    """
+
+    folder: Path
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...]
+    with_outside: bool
+
+    def path(self, method: Method, seed: int, part: str) -> Path:
+        """Where the predictions of one part of the rows are."""
+        return self.folder / _PREDICTIONS / method.folder / f"seed-{seed}-{part}.parquet"
+
+    def read(self, method: Method, seed: int, part: str = EVALUATED) -> StoredPrediction:
+        """Stored predictions.
+
+        Raises:
+            DataError: missing or damaged.
+        """
+        return read_prediction(self.path(method, seed, part))
+
+    def chosen(self, method: Method, seed: int) -> dict[str, float]:
+        """What was chosen for it on held-out rows or by the evidence."""
+        return dict(read_json(self.path(method, seed, "chosen").with_suffix(".json")))
+
+    def is_done(self, method: Method, seed: int) -> bool:
+        """Whether everything of this method and seed is there; the evaluated rows are written last."""
+        return self.path(method, seed, EVALUATED).is_file()
+
+    @property
+    def missing(self) -> list[tuple[Method, int]]:
+        """What is still to be done."""
+        return [(method, seed) for seed in self.seeds for method in self.methods if not self.is_done(method, seed)]
+
+    def write(
+        self, method: Method, seed: int, parts: Mapping[str, StoredPrediction], chosen: Mapping[str, float]
+    ) -> None:
+        """Store a method's predictions, the evaluated rows last."""
+        write_json(self.path(method, seed, "chosen").with_suffix(".json"), dict(chosen))
+        for part in (OUTSIDE, HELD_OUT, EVALUATED):
+            if part in parts:
+                write_prediction(self.path(method, seed, part), parts[part])
+
+
+def run_study(
+    study: Study, methods: Sequence[Method], folder: Path, *, console: Console, max_hours: float | None = None
+) -> Results:
+    """Do what is not done yet, seed by seed, so that every method has a result early.
+
+    Args:
+        study: what the methods share.
+        methods: any.
+        folder: of the study; a new one, or one with the same study in it, which is then gone on with.
+        console: what is being done is said there.
+        max_hours: no job is started after so many; what is missing can be asked of the result.
+
+    Raises:
+        RunExistsError: the folder holds another study.
+    """
+    rows = study.load()
+    open_study(folder, study, rows)
+    results = Results(folder, tuple(methods), study.seeds, rows.outside is not None)
+    jobs = [
+        (method, seed) for seed in study.seeds for method in with_bases(methods) if not results.is_done(method, seed)
+    ]
+    if jobs:
+        bench = _Bench.of(study, rows, folder, console)
+        started = time.monotonic()
+        for number, (method, seed) in enumerate(jobs, start=1):
+            if max_hours is not None and time.monotonic() - started > 3600 * max_hours:
+                break
+            console.print(Text(f"{number}/{len(jobs)}  seed {seed}  {method.label}"))
+            bench.do(results, method, seed)
+    for method, seed in results.missing:
+        if method.tempered and results.is_done(method.untempered, seed):
+            _temper(results, method, seed)
+    return results
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What the jobs of one process share."""
+
+    study: Study
+    fitting: Fitting
+    parts: Mapping[str, tuple[str, str, EncodedRows]]  # by part: name of the task, split, rows
+
+    @classmethod
+    def of(cls, study: Study, rows: StudyRows, folder: Path, console: Console) -> "_Bench":
+        tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
+        fit, held_out, evaluated = (
+            EncodedRows.of(rows.task, part, tokenizer, study) for part in (rows.fit, rows.held_out, rows.evaluated)
+        )
+        parts = {
+            HELD_OUT: (rows.task.name, "held_out", held_out),
+            EVALUATED: (rows.task.name, study.eval_split, evaluated),
+        }
+        if rows.outside is not None:
+            task = rows.outside.task
+            found = EncodedRows.of(task, rows.outside.validation, tokenizer, study, labelled=False)
+            parts[OUTSIDE] = (task.name, "validation", found)
+        shown = console if console.is_terminal else None
+        return cls(study, Fitting(study, rows.task.label_names, fit, held_out, folder / _TRAINED, shown), parts)
+
+    def do(self, results: Results, method: Method, seed: int) -> None:
+        """Train what is to be trained, predict every part of the rows, store the predictions."""
+        predicted: dict[str, tuple[Prediction, float]] = {}
+        with PeakMemory() as memory:
+            fitted = self.fitting(method, seed)
+            for part, (_, _, rows) in self.parts.items():
+                predicted[part] = self._timed(fitted.predictor, rows, seed)
+        stored = {}
+        for part, (prediction, seconds) in predicted.items():
+            task, split, rows = self.parts[part]
+            about = About(method.label, seed, task, split, fitted.seconds, seconds, memory.peak)
+            stored[part] = StoredPrediction(prediction, rows.row_ids, about)
+        results.write(method, seed, stored, fitted.chosen)
+
+    def _timed(self, predictor: Predictor, rows: EncodedRows, seed: int) -> tuple[Prediction, float]:
+        started = time.perf_counter()
+        prediction = predictor(rows.loader(), num_samples=self.study.num_samples, seed=seed)
+        return prediction, time.perf_counter() - started
+
+
+def _temper(results: Results, method: Method, seed: int) -> None:
+    """Apply a temperature to stored predictions; it costs next to nothing beside making them."""
+    base = method.untempered
+    held_out = results.read(base, seed, HELD_OUT)
+    if held_out.prediction.labels is None:
+        raise DataError(f"{results.path(base, seed, HELD_OUT)} has no labels to choose a temperature by.")
+    temperature = fit_temperature(held_out.prediction)
+    stored = {}
+    for part in (EVALUATED, HELD_OUT, *([OUTSIDE] if results.with_outside else [])):
+        before = results.read(base, seed, part)
+        scaled = TemperatureScaled(_Stored(before.prediction), temperature)([])
+        # Choosing it takes a prediction of the held-out rows.
+        seconds = before.about.train_seconds + held_out.about.predict_seconds
+        about = replace(before.about, method=method.label, train_seconds=seconds)
+        stored[part] = StoredPrediction(scaled, before.row_ids, about)
+    results.write(method, seed, stored, {**results.chosen(base, seed), "temperature": temperature})
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A predictor that has predicted already."""
+
+    prediction: Prediction
+
+    def __call__(self, loader: Any, *, num_samples: int = 32, seed: int = 0, on_batch: Any = None) -> Prediction:
+        return self.prediction

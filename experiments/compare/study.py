@@ -1,0 +1,175 @@
+"""What all methods of a comparison share: rows, base model, training and seeds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from bayes_lora.checks import require_choice, require_count, require_fraction, require_seed
+from bayes_lora.errors import ConfigurationError, RunExistsError
+from bayes_lora.experiments.encoding import encode
+from bayes_lora.experiments.lora import LoRAOptions
+from bayes_lora.experiments.outputs import write_json
+from bayes_lora.experiments.rows import Row, hold_out
+from bayes_lora.experiments.sources import RowsSource, digest
+from bayes_lora.experiments.stored_predictions import row_id
+from bayes_lora.experiments.tasks import Task, TaskRows, load_task
+from bayes_lora.files import read_json
+from bayes_lora.inference import FitOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+EvalSplit = Literal["validation", "held_out"]
+STUDY_FILE = "study.json"
+_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything but the methods.
+
+    Attributes:
+        source: where the rows are from; its `limit` is not used.
+        outside: built-in task whose validation rows are out of distribution here, or None.
+        base_model: see `load_base_model`.
+        lora: adapters of every method that has some; its dropout is MC dropout's, and is on in all training.
+        training: of the point estimate and of every posterior that is trained from the start; each seed takes the
+            place of its `seed`.
+        seeds: of head, adapters, order of rows, dropout and draws.
+        num_samples: posterior draws of a prediction.
+        train_rows: the first so many rows of the training split; None takes all.
+        held_out: part of those rows on which nothing is trained: temperatures and scales are chosen there.
+        eval_split: the rows that the tables are about: "validation", or "held_out" to choose settings without looking
+            at the validation rows.
+        eval_rows: the first so many of these, and of the rows from outside; None takes all.
+        max_length: tokens per row; None takes the task's.
+
+    Raises:
+        ConfigurationError: a value outside its domain, or a seed twice.
+    """
+
+    source: RowsSource
+    outside: str | None = None
+    base_model: str = "minilm"
+    lora: LoRAOptions = field(default_factory=lambda: LoRAOptions(dropout=0.1))
+    training: FitOptions = field(default_factory=FitOptions)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    num_samples: int = 16
+    train_rows: int | None = None
+    held_out: float = 0.1
+    eval_split: EvalSplit = "validation"
+    eval_rows: int | None = None
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigurationError(f"seeds={self.seeds} must be different numbers, at least one: --seeds 0,1,2.")
+        for seed in self.seeds:
+            require_seed("seeds", seed)
+        require_count("num_samples", self.num_samples)
+        require_fraction("held_out", self.held_out)
+        require_choice("eval_split", self.eval_split, get_args(EvalSplit))
+        for name in ("train_rows", "eval_rows"):
+            if getattr(self, name) is not None:
+                require_count(name, getattr(self, name))
+
+    def options(self, seed: int, **changes: Any) -> FitOptions:
+        """Of a training under this seed."""
+        return replace(self.training, seed=seed, **changes)
+
+    def load(self) -> "StudyRows":
+        """All rows, in the same parts at every call.
+
+        Raises:
+            TaskError, DataError: see `RowsSource.load`.
+        """
+        rows = self.source.load()
+        known = rows.train[: self.train_rows]
+        fit, held_out = hold_out(
+            known, rows.task.label_column, Path(self.source.train_file or rows.task.name), fraction=self.held_out
+        )
+        evaluated = rows.validation if self.eval_split == "validation" else held_out
+        outside = None
+        if self.outside is not None:
+            folder = None if self.source.data_dir is None else Path(self.source.data_dir)
+            found = load_task(self.outside, folder)
+            outside = replace(found, train=[], validation=found.validation[: self.eval_rows])
+        return StudyRows(rows.task, fit, held_out, evaluated[: self.eval_rows], outside)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return json.loads(json.dumps({"schema_version": _SCHEMA_VERSION, **asdict(self)}))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class StudyRows:
+    """The rows of a study in their parts; `outside` has its own task."""
+
+    task: Task
+    fit: list[Row]
+    held_out: list[Row]
+    evaluated: list[Row]
+    outside: TaskRows | None
+
+    def checksum(self) -> str:
+        """Of all rows, by which a resumed study knows that they are still the same."""
+        parts = [TaskRows(self.task, self.fit, self.held_out), TaskRows(self.task, self.evaluated, [])]
+        return "-".join(digest(part)[:16] for part in [*parts, *([self.outside] if self.outside else [])])
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """A part of the rows as a tokenizer reads them."""
+
+    data: "Dataset"
+    row_ids: tuple[str, ...]
+    batch_size: int
+    collate: DataCollatorWithPadding
+
+    @classmethod
+    def of(
+        cls, task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, study: Study, *, labelled: bool = True
+    ) -> "EncodedRows":
+        """Encode; rows from outside keep no labels, which would mean something else here."""
+        data = encode(task, list(rows), tokenizer, max_length=study.max_length, with_labels=labelled)
+        ids = tuple(row_id(row, task.columns) for row in rows)
+        return cls(data, ids, study.training.batch_size, DataCollatorWithPadding(tokenizer))
+
+    def loader(self) -> "DataLoader[Any]":
+        """In their order, in batches; the global generator is left as it is."""
+        own = torch.Generator()
+        return DataLoader(self.data, batch_size=self.batch_size, collate_fn=self.collate, generator=own)
+
+
+def open_study(folder: Path, study: Study, rows: StudyRows) -> None:
+    """Make the folder of a study, or check that it is this study's, to go on with it.
+
+    Raises:
+        RunExistsError: it holds another study, other rows, or something else.
+    """
+    path = folder / STUDY_FILE
+    wanted = {**study.to_json(), "rows": rows.checksum()}
+    if not folder.exists() or not any(folder.iterdir()):
+        write_json(path, wanted)
+        return
+    try:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
+        raise RunExistsError(
+            f"{folder} is not empty, and its {STUDY_FILE} is missing or damaged ({error}). Choose another --out."
+        ) from error
+    # Seeds may be added: what is there stays as good as it was.
+    same = isinstance(found, dict) and {**found, "seeds": None} == {**wanted, "seeds": None}
+    if not same:
+        odd = sorted(name for name in wanted if name != "seeds" and (found or {}).get(name) != wanted[name])
+        raise RunExistsError(
+            f"{folder} holds a study with other settings ({', '.join(odd)}; see its {STUDY_FILE}). To go on with that "
+            "one give the same options; for a new one choose another --out."
+        )
+    write_json(path, wanted)

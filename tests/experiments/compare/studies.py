@@ -1,0 +1,24 @@
+"""Small studies."""
+
+from pathlib import Path
+from typing import Any
+
+from bayes_lora.experiments.compare.study import Study
+from bayes_lora.experiments.lora import LoRAOptions
+from bayes_lora.experiments.sources import RowsSource
+from bayes_lora.inference import FitOptions
+
+
+def make_study(data_dir: Path, base: str, **changes: Any) -> Study:
+    """One seed, two epochs of four steps, three draws."""
+    settings: dict[str, Any] = {
+        "source": RowsSource(task="mrpc", data_dir=str(data_dir)),
+        "outside": "rte",
+        "base_model": base,
+        "lora": LoRAOptions(rank=2, dropout=0.2),
+        "training": FitOptions(epochs=2, batch_size=8, learning_rate=2e-2),
+        "seeds": (0,),
+        "num_samples": 3,
+        "held_out": 0.2,
+    }
+    return Study(**{**settings, **changes})

@@ -1,0 +1,97 @@
+"""Every method, fitted on a tiny task, satisfies the protocol of predictors."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import DataCollatorWithPadding
+
+from bayes_lora.experiments.base_models import load_base_model
+from bayes_lora.experiments.compare.fitting import Fitting
+from bayes_lora.experiments.compare.methods import METHODS, parse_methods
+from bayes_lora.experiments.compare.study import EncodedRows, Study
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a method promises: samples of a prediction with three draws, and whether batches do not matter."""
+
+    samples: int
+    any_batches: bool = True
+
+
+TABLE = {
+    "map": Expected(1),
+    "temperature": Expected(1),
+    "mc_dropout": Expected(3, any_batches=False),
+    "checkpoint_ensemble": Expected(5),
+    "deep_ensemble": Expected(3),
+    "laplace": Expected(3),
+    "laplace_last_layer": Expected(3),
+    "swag": Expected(3),
+    "blob": Expected(3),
+    "monteclora": Expected(3),
+    "monteclora_sparse": Expected(3),
+    "monteclora_posthoc": Expected(3),
+    "monteclora_calibrated": Expected(3),
+    "lora": Expected(1),
+    "full": Expected(1),
+    "adalora": Expected(1),
+    "dora": Expected(1),
+    "adapter": Expected(1),
+}
+
+
+def test_the_table_names_every_method() -> None:
+    assert TABLE.keys() == METHODS.keys()
+
+
+@pytest.fixture(scope="module")
+def fitting(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Fitting:
+    rows = study.load()
+    tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
+    fit, held_out = (EncodedRows.of(rows.task, part, tokenizer, study) for part in (rows.fit, rows.held_out))
+    return Fitting(study, rows.task.label_names, fit, held_out, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(study: Study) -> EncodedRows:
+    rows = study.load()
+    tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
+    return EncodedRows.of(rows.task, rows.evaluated, tokenizer, study)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> None:
+    (method,) = parse_methods(name)
+    before = torch.get_rng_state()
+    fitted = fitting(method.untempered, 0)
+    calls: list[int] = []
+    prediction = fitted.predictor(evaluated.loader(), num_samples=3, seed=1, on_batch=lambda: calls.append(1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert prediction.logits.shape == (TABLE[name].samples, 12, 2)
+    assert prediction.logits.isfinite().all()
+    assert prediction.labels is not None
+    assert len(calls) == 2
+    assert fitted.seconds > 0
+
+    again = fitted.predictor(evaluated.loader(), num_samples=3, seed=1)
+    assert torch.equal(again.logits, prediction.logits)
+    silent = fitted.chosen.get("sample_scale") == 0  # calibrated, and no noise was better than some
+    random = TABLE[name].samples == 3 and name != "deep_ensemble" and not silent
+    other = fitted.predictor(evaluated.loader(), num_samples=3, seed=2)
+    assert torch.equal(other.logits, prediction.logits) == (not random)
+
+    single = EncodedRows(evaluated.data, evaluated.row_ids, 5, evaluated.collate)
+    if TABLE[name].any_batches:
+        batches = fitted.predictor(single.loader(), num_samples=3, seed=1)
+        torch.testing.assert_close(batches.logits, prediction.logits, rtol=1e-3, atol=1e-4)
+
+    # What was trained is found again, and says the same.
+    found = fitting(method.untempered, 0)
+    assert torch.equal(found.predictor(evaluated.loader(), num_samples=3, seed=1).logits, prediction.logits)
+
+
+def test_rows_are_padded_by_the_batch(evaluated: EncodedRows) -> None:
+    assert isinstance(evaluated.collate, DataCollatorWithPadding)
+    assert sum(len(batch["labels"]) for batch in evaluated.loader()) == len(evaluated.row_ids) == 12

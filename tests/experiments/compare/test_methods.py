@@ -1,0 +1,67 @@
+"""Methods by name."""
+
+import pytest
+
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods, with_bases
+
+
+def test_names_options_and_suffixes() -> None:
+    written = "map, monteclora[sample_scale=0.05, objective=elbo,temperature=1e-2]+calibrated+temperature,laplace,map"
+    assert parse_methods(written) == [
+        Method("map"),
+        Method(
+            "monteclora",
+            (("sample_scale", 0.05), ("objective", "elbo"), ("temperature", 0.01)),
+            calibrated=True,
+            tempered=True,
+        ),
+        Method("laplace"),
+    ]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_name_is_understood_and_read_back(name: str) -> None:
+    (method,) = parse_methods(name)
+    assert parse_methods(method.label) == [method]
+    (tempered,) = parse_methods(f"{name}+temperature")
+    assert tempered.tempered
+    assert parse_methods(tempered.label) == [tempered]
+
+
+def test_folders_differ_where_methods_do() -> None:
+    written = "map,temperature,monteclora,monteclora[num_components=8],monteclora[num_components=8]+temperature,"
+    written += "monteclora[num_components=8]+calibrated,monteclora[sample_scale=0.05],monteclora+calibrated"
+    methods = parse_methods(written)
+    folders = {method.folder for method in methods}
+    assert len(folders) == len(methods) == 8
+    assert all(set(folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789_=.+-") for folder in folders)
+
+
+def test_two_names_of_one_thing() -> None:
+    assert parse_methods("lora,map,temperature,map+temperature") == [Method("map"), Method("map", tempered=True)]
+    assert Method("map", tempered=True).label == "temperature"
+
+
+def test_a_temperature_is_applied_to_what_another_predicts() -> None:
+    methods = parse_methods("temperature,monteclora+calibrated+temperature,map")
+    assert with_bases(methods) == [Method("map"), Method("monteclora", calibrated=True)]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (" , ", "names none"),
+        ("lapalce", "there is no method 'lapalce'"),
+        ("map[rank=3]", "'rank=3' is no option of map. Its options are: none"),
+        ("swag[scale]", "'scale' is no option of swag"),
+        ("swag[scale=]", "write name=value"),
+        ("map+cold", r"has \+cold; there are \+calibrated and \+temperature"),
+        ("laplace+calibrated", "laplace has none to choose"),
+        ("monteclora[sample_scale=0.1", "is not understood"),
+        ("map-ensemble", "is not understood"),
+    ],
+)
+def test_errors(written: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        parse_methods(written)
