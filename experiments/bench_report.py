@@ -260,7 +260,7 @@ def _span(record: Record) -> str:
 
 def _scaled(unit: str) -> Callable[[float], str]:
     return {
-        "s": lambda value: f"{1e3 * value:.3g} ms",
+        "s": lambda value: f"{1e3 * value:.0f} ms" if value >= 0.1 else f"{1e3 * value:.3g} ms",
         "bytes": lambda value: f"{value / 1e6:.1f} MB",
         "count": lambda value: f"{value:.0f}",
         "variance": lambda value: f"{value:.3g}",
