@@ -93,4 +93,4 @@ def lora_product(x: Tensor, a: Tensor, expand: Tensor, base: Tensor, bias: Tenso
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ base.mT if bias is None else torch.addmm(bias, rows, base.mT)
     wide = expand.mT.contiguous() if len(rows) >= _MANY_ROWS else expand.mT
-    return y.addmm_(rows @ a.mT, wide, alpha=scaling).view(*x.shape[:-1], -1)
+    return y.addmm_(rows @ a.mT, wide, alpha=scaling).view(*x.shape[:-1], y.shape[-1])

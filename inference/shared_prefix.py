@@ -31,7 +31,7 @@ class SharedPrefix:
     def of(cls, model: BayesianLoRA) -> "SharedPrefix | None":
         """The blocks of the ModuleList that all adapters are in; None where there is none, or its first block has one.
 
-        Blocks that somebody has compiled or given another forward pass are left alone.
+        Blocks that somebody has compiled, hooked or given another forward pass are left alone.
         """
         linears: set[nn.Module] = {adapter.linear for adapter in model.sites.adapters}
         for blocks in model.network.modules():
@@ -42,8 +42,7 @@ class SharedPrefix:
                 continue
             first = next(index for index, found in enumerate(adapted) if found)
             below = list(blocks)[:first]
-            plain = not any("forward" in b.__dict__ or getattr(b, "_compiled_call_impl", None) for b in below)
-            return cls(below, blocks[first]) if below and plain else None
+            return cls(below, blocks[first]) if below and not any(map(_is_touched, below)) else None
         return None
 
     def outputs(self, run: Callable[[], object]) -> list[Any] | None:
@@ -95,3 +94,8 @@ class SharedPrefix:
         finally:
             for block in self.below:
                 del block.__dict__["forward"]
+
+
+def _is_touched(block: nn.Module) -> bool:
+    hooks = block._forward_hooks or block._forward_pre_hooks
+    return bool(hooks or "forward" in block.__dict__ or getattr(block, "_compiled_call_impl", None))

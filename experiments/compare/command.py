@@ -1,6 +1,7 @@
 """`bayes-lora compare`: many methods on one task."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.compare.methods import METHODS, parse_methods
+from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods
 from bayes_lora.experiments.compare.report import (
+    LATEX_FILE,
     MARKDOWN_FILE,
     RELIABILITY_FILE,
     RESULTS_FILE,
@@ -41,7 +43,7 @@ def compare_command(
         str,
         typer.Option(
             help=f"Some of {', '.join(METHODS)}, separated by commas; options in brackets, as in "
-            "monteclora[sample_scale=0.05]; after it +calibrated or +temperature, chosen on held-out rows."
+            "laplace\\[link=probit]; after it +calibrated or +temperature, chosen on held-out rows."
         ),
     ] = _DEFAULT,
     reference: Annotated[str, typer.Option(help="The method that the others are tested against.")] = "map",
@@ -96,7 +98,7 @@ def compare_command(
     if quick:
         given |= {name: value for name, value in _QUICK.items() if name not in typed(context)}
     wanted = parse_methods(methods)
-    against = parse_methods(reference)[0]
+    against = _reference(reference, wanted, typed(context))
     study = Study(
         source=rows_source({**given, "limit": None, "seed": 0}),
         outside=outside,
@@ -115,11 +117,27 @@ def compare_command(
     found = write_report(results, against)
     if as_json:
         print(json.dumps(_as_json(results, found)))
-        return
-    _print(found)
-    say(f"In {out}: {RESULTS_FILE}, {MARKDOWN_FILE}, {SIGNIFICANCE_FILE}, {RELIABILITY_FILE}, {RISK_FILE}.")
+        raise typer.Exit(1 if results.failed else 0)
+    if found:
+        _print(found)
+        files = (RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SIGNIFICANCE_FILE, RELIABILITY_FILE, RISK_FILE)
+        say(f"In {out}: {', '.join(name for name in files if (out / name).is_file())}.")
     if results.missing:
         say(f"{len(results.missing)} of {len(wanted) * len(study.seeds)} jobs are left: the same command goes on.")
+    for (method, seed), why in results.failed.items():
+        say(f"failed: {method.label}, seed {seed}: {why}")
+    if results.failed:
+        raise typer.Exit(1)
+
+
+def _reference(text: str, methods: Sequence[Method], typed_options: Mapping[str, str]) -> Method:
+    """The method to test against; the first one, where nobody said and the usual one is not among them."""
+    named = parse_methods(text)
+    if len(named) == 1 and named[0] in methods:
+        return named[0]
+    if "reference" not in typed_options:
+        return methods[0]
+    raise ConfigurationError(f"--reference {text!r} must be one of the --methods that are compared. Name one of them.")
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -134,10 +152,11 @@ def _print(found: Scores) -> None:
     title = "mean ± standard error over seeds; * best of its column; NLL in nats; AUROC by entropy"
     table = Table(title=title, title_justify="left")
     table.add_column("method", no_wrap=True)
+    table.add_column("seeds", justify="right")
     for column in columns:
         table.add_column(Text(column.title), justify="right")
     for method, cells in table_cells(found, columns, "{}*", " ± ").items():
-        table.add_row(Text(method.label), *map(Text, cells))
+        table.add_row(Text(method.label), str(len(found[method])), *map(Text, cells))
     # At its own width where the terminal has less: squeezed, the names would go first.
     Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
 
@@ -146,5 +165,6 @@ def _as_json(results: Results, found: Scores) -> dict[str, Any]:
     return {
         "study": str(results.folder),
         "methods": {method.label: {str(seed): numbers for seed, numbers in of.items()} for method, of in found.items()},
+        "failed": [[method.label, seed, why] for (method, seed), why in results.failed.items()],
         "missing": [[method.label, seed] for method, seed in results.missing],
     }

@@ -1,35 +1,57 @@
-"""What a method costs in memory."""
+"""What a method costs."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 
-import torch
-
 from bayes_lora.experiments.bench_memory import resident_peak
+from bayes_lora.experiments.outputs import write_json
+from bayes_lora.files import read_json
+
+COST_FILE = "cost.json"
 
 
-class PeakMemory:
-    """The most memory held at once inside the block, bytes.
-
-    Of the process, Python and libraries included, on a CPU; of the device's allocator on CUDA. Where the system cannot
-    forget an earlier peak (outside of Linux), it is that of the process since its start.
+@dataclass(frozen=True)
+class Cost:
+    """Of training or of a prediction.
 
     Attributes:
-        peak: set at the end of the block.
+        seconds: wall time. Of a training that was interrupted: since it was taken up last.
+        peak_memory_bytes: the most that the process held at once, Python, libraries and what earlier work left
+            behind included; it compares methods only roughly.
     """
 
-    peak: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
 
-    def __enter__(self) -> "PeakMemory":
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            with suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    def __add__(self, other: "Cost") -> "Cost":
+        """One after the other."""
+        return Cost(self.seconds + other.seconds, max(self.peak_memory_bytes, other.peak_memory_bytes))
+
+    def write(self, folder: Path) -> None:
+        """Keep it beside what was trained."""
+        write_json(folder / COST_FILE, {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Cost":
+        """What `write` kept."""
+        return cls(**read_json(folder / COST_FILE))
+
+
+class Measured:
+    """Measures a block. Where the system cannot forget an earlier peak of memory (outside of Linux), it counts."""
+
+    cost = Cost()
+
+    def __enter__(self) -> "Measured":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        self._started = perf_counter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resident_peak()
+        self.cost = Cost(perf_counter() - self._started, resident_peak())

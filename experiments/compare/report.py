@@ -15,10 +15,11 @@ from bayes_lora.experiments.compare.methods import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
 from bayes_lora.experiments.outputs import write_file
 from bayes_lora.experiments.report import png
+from bayes_lora.experiments.stored_predictions import require_same_rows
 from bayes_lora.inference import all_metrics, mean_difference
 from bayes_lora.inference.bootstrap import Difference, mean_and_standard_error
 from bayes_lora.inference.metrics import example_losses
-from bayes_lora.inference.uncertainty_metrics import risk_coverage_curve
+from bayes_lora.inference.uncertainty_metrics import risk_coverage_curve, uncertainty_scores
 
 RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"
 MARKDOWN_FILE, LATEX_FILE = "table.md", "table.tex"
@@ -82,6 +83,7 @@ def write_report(results: Results, reference: Method) -> Scores:
     write_file(folder / MARKDOWN_FILE, markdown(found).encode())
     write_file(folder / LATEX_FILE, latex(found).encode())
     differences = significance(results, reference)
+    (folder / SIGNIFICANCE_FILE).unlink(missing_ok=True)  # it may be about another reference
     if differences:
         write_file(folder / SIGNIFICANCE_FILE, _csv(_difference_rows(differences, reference)))
     _draw(results, found, folder)
@@ -97,6 +99,8 @@ def significance(
         seeds = [seed for seed in results.seeds if results.is_done(method, seed) and results.is_done(reference, seed)]
         if method == reference or not seeds:
             continue
+        for seed in seeds:
+            require_same_rows(results.read(method, seed), results.read(reference, seed))
         both = [_losses(results, of, seeds) for of in (method, reference)]
         found[method] = {metric: mean_difference(both[0][metric], both[1][metric]) for metric in metrics}
     return found
@@ -115,11 +119,11 @@ def markdown(found: Scores) -> str:
 def latex(found: Scores) -> str:
     """The same as a LaTeX tabular (booktabs)."""
     columns = present(found)
-    lines = [r"\begin{tabular}{l" + "r" * len(columns) + "}", r"\toprule"]
-    lines.append("method & " + " & ".join(column.title.replace("%", r"\%") for column in columns) + r" \\")
+    lines = [r"\begin{tabular}{lr" + "r" * len(columns) + "}", r"\toprule"]
+    lines.append("method & seeds & " + " & ".join(column.title.replace("%", r"\%") for column in columns) + r" \\")
     lines.append(r"\midrule")
     for method, cells in table_cells(found, columns, r"\textbf{{{}}}", r" $\pm$ ").items():
-        lines.append(method.label.replace("_", r"\_") + " & " + " & ".join(cells) + r" \\")
+        lines.append(f"{method.label} & {len(found[method])} & ".replace("_", r"\_") + " & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -139,7 +143,9 @@ def table_cells(found: Scores, columns: Sequence[Column], best: str, between: st
             for method, of_seeds in found.items()
         }
         shown = {method: f"{column.factor * mean:.{column.digits}f}" for method, (mean, _) in summaries.items()}
-        means = [mean for mean, _ in summaries.values() if not math.isnan(mean)]
+        most = max(len(of_seeds) for of_seeds in found.values())  # methods with fewer seeds are not compared yet
+        whole = [mean for method, (mean, _) in summaries.items() if len(found[method]) == most]
+        means = [mean for mean in whole if not math.isnan(mean)]
         top = None
         if column.higher_is_better is not None and means:
             top = f"{column.factor * (max if column.higher_is_better else min)(means):.{column.digits}f}"
@@ -204,7 +210,7 @@ def _draw(results: Results, found: Scores, folder: Path) -> None:
         labels = [prediction.labels for prediction in predictions if prediction.labels is not None]
         probs[method.label] = torch.cat([prediction.mean_probs for prediction in predictions]), torch.cat(labels)
         of_each = [
-            risk_coverage_curve(prediction.total_entropy, prediction.mean_probs.argmax(-1) != own)
+            risk_coverage_curve(uncertainty_scores(prediction)["max_prob"], prediction.mean_probs.argmax(-1) != own)
             for prediction, own in zip(predictions, labels, strict=True)
         ]
         curves[method.label] = of_each[0][0], torch.stack([risk for _, risk in of_each]).mean(0)

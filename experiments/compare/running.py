@@ -2,23 +2,23 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from bayes_lora.errors import DataError
+from bayes_lora.errors import BayesLoRAError, DataError
 from bayes_lora.experiments.base_models import load_base_model
-from bayes_lora.experiments.compare.cost import PeakMemory
+from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.methods import Method, with_bases
 from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows, open_study
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.experiments.stored_predictions import About, StoredPrediction, read_prediction, write_prediction
 from bayes_lora.files import read_json
-from bayes_lora.inference import Prediction, Predictor, TemperatureScaled, fit_temperature
+from bayes_lora.inference import Prediction, TemperatureScaled, fit_temperature
 
 EVALUATED, HELD_OUT, OUTSIDE = "evaluated", "held-out", "outside"
 _PREDICTIONS, _TRAINED = "predictions", "trained"
@@ -33,12 +33,14 @@ class Results:
         methods: in the order in which they were asked for.
         seeds: of the study.
         with_outside: whether there are rows from outside.
+        failed: what went wrong with a method under a seed, in this process.
     """
 
     folder: Path
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     with_outside: bool
+    failed: dict[tuple[Method, int], str] = field(default_factory=dict)
 
     def path(self, method: Method, seed: int, part: str) -> Path:
         """Where the predictions of one part of the rows are."""
@@ -57,8 +59,10 @@ class Results:
         return dict(read_json(self.path(method, seed, "chosen").with_suffix(".json")))
 
     def is_done(self, method: Method, seed: int) -> bool:
-        """Whether everything of this method and seed is there; the evaluated rows are written last."""
-        return self.path(method, seed, EVALUATED).is_file()
+        """Whether everything of this method and seed is there."""
+        parts = (EVALUATED, HELD_OUT, OUTSIDE) if self.with_outside else (EVALUATED, HELD_OUT)
+        files = [self.path(method, seed, part) for part in parts]
+        return all(path.is_file() for path in (*files, self.path(method, seed, "chosen").with_suffix(".json")))
 
     @property
     def missing(self) -> list[tuple[Method, int]]:
@@ -89,6 +93,7 @@ def run_study(
 
     Raises:
         RunExistsError: the folder holds another study.
+        ConfigurationError: an option of a method has a value that it cannot have.
     """
     rows = study.load()
     open_study(folder, study, rows)
@@ -98,12 +103,18 @@ def run_study(
     ]
     if jobs:
         bench = _Bench.of(study, rows, folder, console)
+        for method, _ in jobs:
+            bench.fitting.check(method)
         started = time.monotonic()
         for number, (method, seed) in enumerate(jobs, start=1):
             if max_hours is not None and time.monotonic() - started > 3600 * max_hours:
                 break
             console.print(Text(f"{number}/{len(jobs)}  seed {seed}  {method.label}"))
-            bench.do(results, method, seed)
+            try:
+                bench.do(results, method, seed)
+            except BayesLoRAError as error:  # the others have nothing to do with it
+                results.failed[method, seed] = f"{type(error).__name__}: {error}"
+                console.print(Text(f"  failed: {results.failed[method, seed]}", style="red"))
     for method, seed in results.missing:
         if method.tempered and results.is_done(method.untempered, seed):
             _temper(results, method, seed)
@@ -137,22 +148,15 @@ class _Bench:
 
     def do(self, results: Results, method: Method, seed: int) -> None:
         """Train what is to be trained, predict every part of the rows, store the predictions."""
-        predicted: dict[str, tuple[Prediction, float]] = {}
-        with PeakMemory() as memory:
-            fitted = self.fitting(method, seed)
-            for part, (_, _, rows) in self.parts.items():
-                predicted[part] = self._timed(fitted.predictor, rows, seed)
+        fitted = self.fitting(method, seed)
         stored = {}
-        for part, (prediction, seconds) in predicted.items():
-            task, split, rows = self.parts[part]
-            about = About(method.label, seed, task, split, fitted.seconds, seconds, memory.peak)
+        for part, (task, split, rows) in self.parts.items():
+            with Measured() as predicting:
+                prediction = fitted.predictor(rows.loader(), num_samples=self.study.num_samples, seed=seed)
+            peak = (fitted.cost + predicting.cost).peak_memory_bytes
+            about = About(method.label, seed, task, split, fitted.cost.seconds, predicting.cost.seconds, peak)
             stored[part] = StoredPrediction(prediction, rows.row_ids, about)
         results.write(method, seed, stored, fitted.chosen)
-
-    def _timed(self, predictor: Predictor, rows: EncodedRows, seed: int) -> tuple[Prediction, float]:
-        started = time.perf_counter()
-        prediction = predictor(rows.loader(), num_samples=self.study.num_samples, seed=seed)
-        return prediction, time.perf_counter() - started
 
 
 def _temper(results: Results, method: Method, seed: int) -> None:

@@ -46,7 +46,7 @@ class Study:
         train_rows: the first so many rows of the training split; None takes all.
         held_out: part of those rows on which nothing is trained: temperatures and scales are chosen there.
         eval_split: the rows that the tables are about: "validation", or "held_out" to choose settings without looking
-            at the validation rows.
+            at the validation rows: then half of the held-out rows are for the tables, and half for what is chosen.
         eval_rows: the first so many of these, and of the rows from outside; None takes all.
         max_length: tokens per row; None takes the task's.
 
@@ -94,7 +94,9 @@ class Study:
         fit, held_out = hold_out(
             known, rows.task.label_column, Path(self.source.train_file or rows.task.name), fraction=self.held_out
         )
-        evaluated = rows.validation if self.eval_split == "validation" else held_out
+        evaluated = rows.validation
+        if self.eval_split == "held_out":  # what is chosen on some of these rows is not judged by them
+            held_out, evaluated = hold_out(held_out, rows.task.label_column, Path(rows.task.name), fraction=0.5)
         outside = None
         if self.outside is not None:
             folder = None if self.source.data_dir is None else Path(self.source.data_dir)

@@ -167,3 +167,9 @@ def test_the_layers_are_pefts_in_all_but_class(batch: Batch) -> None:
     assert {type(layer) for layer in layers} == {FusedLoraLinear}
     assert isinstance(unwrap(network), peft.PeftModel)
     assert {type(layer) for layer in layers} == {LoraLinear}
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5)])
+def test_no_rows(shape: tuple[int, ...]) -> None:
+    a, expand, base = torch.zeros(2, 5), torch.zeros(4, 2), torch.zeros(4, 5)
+    assert lora_product(torch.zeros(shape), a, expand, base, torch.zeros(4), 1.0).shape == (*shape[:-1], 4)

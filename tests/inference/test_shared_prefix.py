@@ -95,6 +95,13 @@ def test_blocks_with_a_forward_pass_of_somebody_elses_are_left_alone() -> None:
     assert SharedPrefix.of(model) is None
 
 
+def test_blocks_that_somebody_hooked_are_left_alone(batch: Batch) -> None:
+    model, guide = upper()
+    blocks(model)[1].register_forward_hook(lambda *arguments: 1.5 * arguments[2])  # steers what the upper ones see
+    assert SharedPrefix.of(model) is None
+    predict(model, guide, [batch], num_samples=2)
+
+
 def test_blocks_run_in_another_order_are_not_shared(batch: Batch) -> None:
     model, _ = upper()
     prefix = SharedPrefix.of(model)

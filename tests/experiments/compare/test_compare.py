@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from bayes_lora.errors import RunExistsError
+from bayes_lora.errors import ConfigurationError, RunExistsError
 from bayes_lora.experiments.compare.methods import Method, parse_methods
 from bayes_lora.experiments.compare.report import latex, markdown, scores, significance, write_report
 from bayes_lora.experiments.compare.running import EVALUATED, Results, run_study
@@ -128,6 +128,51 @@ def test_it_goes_on_and_makes_only_what_is_missing(done: Results, data_dir: Path
     assert again.path(Method("map"), 0, EVALUATED).stat().st_mtime_ns == kept
 
 
+@pytest.mark.parametrize("part", ["outside.parquet", "held-out.parquet", "chosen.json"])
+def test_any_part_that_is_missing_is_made_again(
+    done: Results, data_dir: Path, base: str, tmp_path: Path, part: str
+) -> None:
+    results = copy_of(done, tmp_path / "study")
+    path = results.folder / "predictions" / "temperature" / f"seed-1-{part}"
+    before = path.read_bytes()
+    path.unlink()
+    assert results.missing == [(Method("map", tempered=True), 1)]
+    again = run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), results.folder, console=QUIET)
+    assert not again.missing
+    assert path.read_bytes() == before
+
+
+def test_a_method_that_fails_does_not_stop_the_others(data_dir: Path, base: str, tmp_path: Path) -> None:
+    study, folder = make_study(data_dir, base), tmp_path / "study"
+    run_study(study, parse_methods("map"), folder, console=QUIET)
+    trained = folder / "trained" / "map" / "seed-0" / "trained" / "trained.safetensors"
+    trained.write_bytes(trained.read_bytes()[:-8])
+    results = run_study(study, parse_methods("mc_dropout,monteclora"), folder, console=QUIET)
+    assert [method.label for method, _ in results.failed] == ["mc_dropout"]
+    assert "CheckpointFileError" in next(iter(results.failed.values()))
+    assert [method.label for method, _ in results.missing] == ["mc_dropout"]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("monteclora[objective=elbos]", "elbos"),
+        ("monteclora[epochs=0.5]", "epochs"),
+        ("mc_dropout[probability=2]", "above 0 and below 1"),
+        ("laplace[structure=dense]", "structure"),
+        ("laplace[link=logit]", "link"),
+        ("deep_ensemble[members=0]", "members=0"),
+        ("swag[scale=-1]", "scale"),
+    ],
+)
+def test_wrong_options_are_found_before_anything_is_trained(
+    data_dir: Path, base: str, tmp_path: Path, written: str, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        run_study(make_study(data_dir, base), parse_methods(f"map,{written}"), tmp_path / "study", console=QUIET)
+    assert not (tmp_path / "study" / "trained").exists()
+
+
 def test_no_time_starts_nothing(data_dir: Path, base: str, tmp_path: Path) -> None:
     study = make_study(data_dir, base)
     results = run_study(study, parse_methods("map,temperature"), tmp_path / "study", console=QUIET, max_hours=0)
@@ -150,7 +195,11 @@ def test_a_folder_of_something_else_is_left_alone(data_dir: Path, base: str, tmp
 
 def test_rows_to_choose_settings_by(data_dir: Path, base: str) -> None:
     rows = make_study(data_dir, base, eval_split="held_out").load()
-    assert rows.evaluated == rows.held_out
+    own = [{row["sentence1"] + row["sentence2"] for row in part} for part in (rows.fit, rows.held_out, rows.evaluated)]
+    assert not own[0] & own[1]
+    assert not own[0] & own[2]
+    assert not own[1] & own[2]  # what is chosen on some rows is not judged by them
+    assert rows.evaluated
     rows = make_study(data_dir, base, train_rows=20, eval_rows=5).load()
     assert (len(rows.fit) + len(rows.held_out), len(rows.evaluated)) == (20, 5)
     assert rows.outside is not None
@@ -169,5 +218,13 @@ def test_the_command(data_dir: Path, base: str, tmp_path: Path) -> None:
     assert "temperature" in shown.stdout
     assert "results.csv" in shown.stdout
     assert (tmp_path / "study" / "reliability.png").stat().st_size > 10_000
+    assert "table.tex" in shown.stdout
+    with pytest.raises(ConfigurationError, match="--reference 'laplace' must be one of the --methods"):
+        run(*arguments, "--reference", "laplace")
     with pytest.raises(RunExistsError, match="num_samples"):
         run(*arguments, "--num-samples", "5")
+
+
+def test_the_help_shows_how_options_are_written() -> None:
+    shown = " ".join(run("compare", "--help").stdout.replace("│", " ").split())
+    assert "laplace[link=probit]" in shown

@@ -73,7 +73,7 @@ def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> No
     assert prediction.logits.isfinite().all()
     assert prediction.labels is not None
     assert len(calls) == 2
-    assert fitted.seconds > 0
+    assert fitted.cost.seconds > 0
 
     again = fitted.predictor(evaluated.loader(), num_samples=3, seed=1)
     assert torch.equal(again.logits, prediction.logits)
