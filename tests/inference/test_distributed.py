@@ -51,6 +51,7 @@ def test_two_processes_have_the_gradients_of_one_on_both_batches(tmp_path: Path,
     for name in names:
         torch.testing.assert_close(together[0][name], alone[name], rtol=1e-5, atol=1e-9)
         assert torch.equal(together[0][name], together[1][name])
-        # Noise drawn anew on each process, or a loss that counts twice, would be seen.
-        assert not torch.allclose(own[0][name], alone[name], rtol=1e-2)
+        # Noise drawn anew on each process, or a loss that counts twice, would be seen. (The mean residual, which is the
+        # gradient of the head's bias, hardly feels the noise.)
+        assert name.endswith("bias") or not torch.allclose(own[0][name], alone[name], rtol=1e-2)
         assert not torch.allclose(2 * together[0][name], alone[name], rtol=1e-2)

@@ -189,6 +189,9 @@ def test_train_evaluate_save_and_load(checkpoint: Path, tmp_path: Path, kind: st
     assert torch.isfinite(torch.tensor(logged)).all()
     fit(model, guide, rows(), FitOptions(epochs=1, batch_size=8))
     loader = torch.utils.data.DataLoader(rows(), batch_size=8)  # type: ignore[arg-type,var-annotated]
+    for module in model.network.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            module.state.threshold = 0.0  # else one row's outlier changes how all rows of the batch are multiplied
     prediction = predict(model, guide, loader, num_samples=4)
     assert prediction.logits.std(0).max() > 1e-3  # the noise reaches the output
     one_by_one = predict(model, guide, loader, num_samples=4, draws_per_pass=1)

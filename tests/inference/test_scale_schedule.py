@@ -114,7 +114,7 @@ def test_under_the_trainer_the_noise_grows_as_it_learns(tmp_path: Path, kind: Sc
     training, scales = trainer(tmp_path, SampleScaleSchedule(kind), num_train_epochs=12, learning_rate=2e-2)
     training.train()
     assert scales.found[0] == pytest.approx(0.01)
-    assert scales.found[-1] > 0.3
+    assert scales.found[-1] > 20 * scales.found[0]
     # An evaluation must not count as training.
     before = copy.deepcopy(training.svi.schedule.state_dict())  # type: ignore[union-attr]
     training.evaluate()
