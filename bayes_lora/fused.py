@@ -28,10 +28,10 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         if found is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         factor, base, expand, scaling = found
-        noise = factor.active_noise()
-        if noise is None or noise.dim() != 2:
+        draw = factor.active_draw()
+        if draw is None or draw.dim() != 2:
             return super().forward(x)  # type: ignore[no-any-return]
-        return lora_product(x, factor.weight + noise.to(factor.weight), expand.weight, base.weight, base.bias, scaling)
+        return lora_product(x, draw, expand.weight, base.weight, base.bias, scaling)
 
     def _plain_parts(self, x: Tensor) -> tuple[PerturbedLinear, nn.Linear, nn.Linear, float] | None:
         """LoRA-A, base layer, LoRA-B and scaling, if nothing but their product is to be computed."""

@@ -1,4 +1,4 @@
-"""The Linear that adds the current noise to LoRA-A."""
+"""The Linear that multiplies with the current draw of LoRA-A."""
 
 import weakref
 from dataclasses import dataclass
@@ -73,9 +73,9 @@ class _Watch(torch.autograd.Function):
 
 
 class PerturbedLinear(nn.Linear):
-    """x -> x (mu + P)' with mu the shared LoRA-A weight and P the current perturbation.
+    """x -> x A' with A = mu + P the current draw: mu is the shared LoRA-A weight, P the noise.
 
-    P has shape (rank, in_features), or (draw, rank, in_features): then the first dimension of x holds the rows of
+    A has shape (rank, in_features), or (draw, rank, in_features): then the first dimension of x holds the rows of
     draw 0, then those of draw 1, and so on. It counts only while the switch is on, or inside a backward pass, where
     gradient checkpointing computes the forward pass again; in any other call this is the plain Linear.
     """
@@ -87,21 +87,21 @@ class PerturbedLinear(nn.Linear):
         self.train(source.training)
         self.switch = switch
         self.name = name
-        self.perturbation: Tensor | None = None
+        self.draw: Tensor | None = None
 
-    def active_noise(self) -> Tensor | None:
-        """The perturbation, where this forward pass is to see it.
+    def active_draw(self) -> Tensor | None:
+        """A, where this forward pass is to see it.
 
         Raises:
             CheckpointingError: the noise would get no gradient, or a pass waits for the noise that this one ends.
         """
-        noise = self.perturbation
+        draw = self.draw
         # Recomputing has gradients on. That is asked first, since torch.compile breaks its graph at the other question.
-        if noise is None or not (self.switch.on or (torch.is_grad_enabled() and _in_backward())):
-            if noise is not None and torch.is_grad_enabled():
+        if draw is None or not (self.switch.on or (torch.is_grad_enabled() and _in_backward())):
+            if draw is not None and torch.is_grad_enabled():
                 # Gradient checkpointing must recompute this pass without noise, too.
                 self.switch.require_settled()
-                self.perturbation = None
+                self.draw = None
             return None
         if self.switch.on and self.switch.with_grad and not torch.is_grad_enabled():
             raise CheckpointingError(
@@ -109,14 +109,13 @@ class PerturbedLinear(nn.Linear):
                 "gradient checkpointing does; the noise would get no gradient. Use gradient_checkpointing_enable("
                 "gradient_checkpointing_kwargs={'use_reentrant': False})."
             )
-        return noise
+        return draw
 
     def forward(self, x: Tensor) -> Tensor:
-        noise = self.active_noise()
-        if noise is None:
+        weight = self.active_draw()
+        if weight is None:
             return super().forward(x)
-        weight = self.weight + noise.to(self.weight)
-        if noise.dim() == 2:
+        if weight.dim() == 2:
             return linear(x, weight, self.bias)
         num_draws, rows = weight.shape[0], self.switch.num_rows
         if x.shape[0] != rows:
@@ -136,8 +135,8 @@ class PerturbedLinear(nn.Linear):
         return plain.train(self.training)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The noise belongs to one forward pass and its graph: a copy or a file starts without it.
-        return {**self.__dict__, "perturbation": None}
+        # The draw belongs to one forward pass and its graph: a copy or a file starts without it.
+        return {**self.__dict__, "draw": None}
 
 
 def _in_backward() -> bool:

@@ -186,18 +186,20 @@ class BayesianLoRA(nn.Module):
     def perturbed(self, perturbations: Sequence[Tensor], num_rows: int | None = None) -> Iterator[None]:
         """Forward passes of the network inside see mu + perturbation.
 
-        With gradients on, the perturbation stays in place afterwards, so that gradient checkpointing recomputes with
-        the same noise; it is unseen outside a backward pass. With gradients off, the one before comes back.
+        With gradients on, the draw stays in place afterwards, so that gradient checkpointing recomputes with the same
+        noise; it is unseen outside a backward pass. With gradients off, the one before comes back.
 
         Args:
             perturbations: for each group, (adapter, rank, in_features) or (draw, adapter, rank, in_features).
             num_rows: rows of the batch when it holds the examples once per draw.
         """
         self._check_adapters()
-        before = [linear.perturbation for linear in self._linears]
+        before = [linear.draw for linear in self._linears]
+        means = [linear.weight for linear in self._linears]
         # One unbind per group: picking adapters one by one would cost a full-size gradient for each.
         noises = [noise for group in perturbations for noise in group.unbind(-3)]
-        self._set(noises)
+        # In one call for all adapters, not in each one's forward pass.
+        self._set(torch._foreach_add(means, [noise.to(mean) for mean, noise in zip(means, noises, strict=True)]))
         switch = self.sites.switch
         switch.on, switch.with_grad, switch.num_rows = True, torch.is_grad_enabled(), num_rows
         try:
@@ -224,9 +226,9 @@ class BayesianLoRA(nn.Module):
         """
         return network_logits(self.network, batch)
 
-    def _set(self, perturbations: Sequence[Any]) -> None:
-        for linear, noise in zip(self._linears, perturbations, strict=True):
-            linear.__dict__["perturbation"] = noise  # a module takes long to set an attribute
+    def _set(self, draws: Sequence[Any]) -> None:
+        for linear, draw in zip(self._linears, draws, strict=True):
+            linear.__dict__["draw"] = draw  # a module takes long to set an attribute
 
     def _announce_parameters(self) -> None:
         """One param message per trainable tensor, so that `SVI.step` optimizes it; no global store is involved.

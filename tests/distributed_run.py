@@ -26,7 +26,7 @@ class FrozenDraws(SVITrainer):
 
 
 class Recorder(TrainerCallback):
-    """Keeps the first step's gradients and noise."""
+    """Keeps the first step's gradients and draw of LoRA-A."""
 
     def __init__(self, trainer_model: Any) -> None:
         self.model = trainer_model
@@ -36,10 +36,8 @@ class Recorder(TrainerCallback):
         if not self.kept:
             named = [*self.model.named_parameters()]
             self.kept = {f"gradient.{n}": p.grad.clone() for n, p in named if p.grad is not None}
-            self.kept["noise"] = (
-                self.model.model.sites.adapters[0]
-                .linear.perturbation.detach()
-                .clone(memory_format=torch.contiguous_format)
+            self.kept["draw"] = (
+                self.model.model.sites.adapters[0].linear.draw.detach().clone(memory_format=torch.contiguous_format)
             )
 
 

@@ -32,12 +32,12 @@ def build_linear(dtype: torch.dtype = torch.float64) -> tuple[PerturbedLinear, n
 def test_it_is_the_plain_linear_outside() -> None:
     perturbed, plain = build_linear()
     x = torch.randn(ROWS, TOKENS, WIDTH, dtype=torch.double)
-    perturbed.perturbation = torch.randn(RANK, WIDTH, dtype=torch.double)
+    perturbed.draw = torch.randn(RANK, WIDTH, dtype=torch.double)
     with torch.no_grad():
         assert torch.equal(perturbed(x), plain(x))
     perturbed.switch.on = True
     assert not torch.equal(perturbed(x), plain(x))
-    perturbed.perturbation = None
+    perturbed.draw = None
     assert torch.equal(perturbed(x), plain(x))
 
 
@@ -49,34 +49,35 @@ def test_it_shares_the_weight() -> None:
     assert set(perturbed.state_dict()) == set(plain.state_dict())
 
 
-def test_the_noise_is_added_to_the_weight() -> None:
-    perturbed, plain = build_linear()
+def test_it_multiplies_with_the_draw() -> None:
+    perturbed, _ = build_linear()
     x = torch.randn(ROWS, TOKENS, WIDTH, dtype=torch.double)
-    noise = torch.randn(RANK, WIDTH, dtype=torch.double)
-    perturbed.perturbation, perturbed.switch.on = noise, True
-    torch.testing.assert_close(perturbed(x), plain(x) + x @ noise.T)
+    perturbed.draw, perturbed.switch.on = torch.randn(RANK, WIDTH, dtype=torch.double), True
+    torch.testing.assert_close(perturbed(x), x @ perturbed.draw.T)
 
 
-def test_the_noise_is_cast_to_the_weights_dtype() -> None:
-    perturbed, plain = build_linear(torch.bfloat16)
-    x = torch.randn(ROWS, WIDTH, dtype=torch.bfloat16)
-    noise = torch.randn(RANK, WIDTH, dtype=torch.float32)
-    perturbed.perturbation, perturbed.switch.on = noise, True
-    result = perturbed(x)
-    assert result.dtype == torch.bfloat16
-    assert torch.equal(result, x @ (plain.weight + noise.bfloat16()).T)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_draw_is_the_mean_and_the_noise_cast_to_its_dtype(dtype: torch.dtype, batch: Batch) -> None:
+    model, _ = build_pair(build_network(dtype=dtype))
+    noises = [torch.randn(len(group), group.rank, group.in_features) for group in model.sites.groups]
+    with model.perturbed(noises):
+        model.network(**batch)
+        drawn = [linear.draw for linear in linears(model)]
+    for linear, draw, noise in zip(linears(model), drawn, [n for group in noises for n in group], strict=True):
+        assert draw.dtype == dtype
+        assert torch.equal(draw, linear.weight + noise.to(dtype))
 
 
 @pytest.mark.parametrize("shape", [(ROWS, WIDTH), (ROWS, TOKENS, WIDTH), (ROWS, TOKENS, 2, WIDTH)])
 def test_stacked_draws_equal_one_by_one(shape: tuple[int, ...]) -> None:
     perturbed, _ = build_linear()
     x = torch.randn(DRAWS, *shape, dtype=torch.double)
-    noises = torch.randn(DRAWS, RANK, WIDTH, dtype=torch.double)
+    draws = torch.randn(DRAWS, RANK, WIDTH, dtype=torch.double)
     perturbed.switch.on, perturbed.switch.num_rows = True, DRAWS * ROWS
-    perturbed.perturbation = noises
+    perturbed.draw = draws
     stacked = perturbed(x.flatten(0, 1)).unflatten(0, (DRAWS, ROWS))
     for draw in range(DRAWS):
-        perturbed.perturbation = noises[draw]
+        perturbed.draw = draws[draw]
         torch.testing.assert_close(stacked[draw], perturbed(x[draw]))
     assert not torch.allclose(stacked[0], stacked[1])
 
@@ -84,7 +85,7 @@ def test_stacked_draws_equal_one_by_one(shape: tuple[int, ...]) -> None:
 def test_rows_that_cannot_be_told_apart_are_refused() -> None:
     perturbed, _ = build_linear()
     perturbed.switch.on, perturbed.switch.num_rows = True, DRAWS * ROWS
-    perturbed.perturbation = torch.zeros(DRAWS, RANK, WIDTH, dtype=torch.double)
+    perturbed.draw = torch.zeros(DRAWS, RANK, WIDTH, dtype=torch.double)
     # A network that merges rows and tokens: the number of rows still divides by the number of draws.
     with pytest.raises(AdapterError, match=r"layer.query: its input has 60 rows where 3 stacked draws have 12"):
         perturbed(torch.zeros(DRAWS * ROWS * TOKENS, WIDTH, dtype=torch.double))
@@ -107,16 +108,16 @@ def linears(model: BayesianLoRA) -> list[Any]:
 def test_copies_and_files_start_without_noise(batch: Batch) -> None:
     model, guide = training_pair(checkpointing=False)
     ItemizedELBO()(model, guide)(**batch)
-    assert all(linear.perturbation is not None for linear in linears(model))
+    assert all(linear.draw is not None for linear in linears(model))
     copied_model, _ = copy.deepcopy((model, guide))
     loaded_model, _ = pickle.loads(pickle.dumps((model, guide)))
     with torch.no_grad():
         expected = model.network(**batch).logits
         for other in (copied_model, loaded_model):
-            assert all(linear.perturbation is None for linear in linears(other))
+            assert all(linear.draw is None for linear in linears(other))
             assert {id(linear.switch) for linear in linears(other)} == {id(other.sites.switch)}
             assert torch.equal(other.network(**batch).logits, expected)
-    assert all(linear.perturbation is not None for linear in linears(model))
+    assert all(linear.draw is not None for linear in linears(model))
 
 
 def gradients(model: BayesianLoRA, guide: MonteCLoRAGuide) -> dict[str, Tensor]:
@@ -148,12 +149,12 @@ def test_gradient_checkpointing_recomputes_with_the_same_noise(batch: Batch) -> 
 
 def clear(model: BayesianLoRA) -> None:
     for linear in linears(model):
-        linear.perturbation = None
+        linear.draw = None
 
 
 def redraw(model: BayesianLoRA) -> None:
     for linear in linears(model):
-        linear.perturbation = torch.randn_like(linear.perturbation)
+        linear.draw = linear.weight + torch.randn_like(linear.weight)
 
 
 @pytest.mark.parametrize("meddle", [clear, redraw])

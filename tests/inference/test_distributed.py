@@ -39,7 +39,7 @@ def test_parameters_stay_the_same_on_all_processes(own: list[dict[str, Tensor]])
 
 
 def test_each_process_has_its_own_draws(own: list[dict[str, Tensor]]) -> None:
-    assert not torch.allclose(own[0]["noise"], own[1]["noise"])
+    assert not torch.allclose(own[0]["draw"], own[1]["draw"])
 
 
 def test_two_processes_have_the_gradients_of_one_on_both_batches(tmp_path: Path, own: list[dict[str, Tensor]]) -> None:

@@ -255,7 +255,7 @@ def test_weights_spoilt_by_the_last_step_are_named() -> None:
 
 def test_no_noise_is_kept_after_the_fit() -> None:
     model, _, _ = run()
-    assert all(adapter.linear.perturbation is None for adapter in model.sites.adapters)
+    assert all(adapter.linear.draw is None for adapter in model.sites.adapters)
 
 
 def test_no_console_no_output(capsys: pytest.CaptureFixture[str]) -> None:
