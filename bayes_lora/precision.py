@@ -1,11 +1,13 @@
-"""Full precision for the small matrices of the posterior, whatever autocast does around them."""
+"""Mixed precision around the network, and full precision for the small matrices of the posterior inside it."""
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+Precision = Literal["float32", "bfloat16"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -14,6 +16,15 @@ R = TypeVar("R")
 def posterior_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that posterior parameters and noise have beside weights of `dtype`: float32 or better."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def mixed_precision(precision: Precision, device: torch.device) -> torch.autocast:
+    """Autocast to this precision for predictions; under "float32" nothing changes.
+
+    Autocast's cache of cast weights is off: it would keep those of the first of several states that an ensemble puts
+    into one network.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

@@ -24,10 +24,10 @@ from bayes_lora.experiments.bench_contenders import (
     sampling_and_kl,
 )
 from bayes_lora.experiments.bench_gradients import gradient_noise, objectives
-from bayes_lora.experiments.bench_machine import machine
 from bayes_lora.experiments.bench_memory import Memory, measure_apart
 from bayes_lora.experiments.bench_results import Record, Results
 from bayes_lora.experiments.bench_timing import Key, Turn, least_squares, median_interval, race, ratio_interval
+from bayes_lora.experiments.machine import machine
 from bayes_lora.inference.progress import progress_bar
 
 SAMPLING = "sampling_and_kl"

@@ -1,6 +1,7 @@
 """Pictures of a fit: loss terms, calibration, entropies, mixture weights, and the truth where it is known."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle, product
 from typing import TypedDict
@@ -84,7 +85,7 @@ def reliability_panels(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figu
         sizes = [10 + 110 * line.count / len(labels) for line in table]
         axes.scatter(confidence, accuracy, s=sizes, color=_COLOURS[0], zorder=3)
         error = 100 * expected_calibration_error(probs, labels)
-        axes.set_title(f"{name}\nECE {error:.1f} %", fontsize=9)
+        axes.set_title(f"{_wrapped(name)}\nECE {error:.1f} %", fontsize=9)
         axes.set(xlim=(max(0.0, least - 0.03), 1.02), ylim=(-0.02, 1.02))
         axes.tick_params(labelbottom=position + columns >= len(predictions))  # the lowest of its column
     for axes in grid[len(predictions) :]:
@@ -100,14 +101,16 @@ def risk_coverage(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
 
     As `uncertainty_metrics.risk_coverage_curve` gives them; for several seeds, average the risks.
     """
-    figure, axes = _figure(7.2, 4.2)
+    lines = -(-len(curves) // 2)
+    figure, axes = _figure(7.2, 4.2 + 0.2 * lines)
     for name, style in _styles(curves):
         coverage, risk = curves[name]
         axes.plot((100 * coverage).numpy(), (100 * risk).numpy(), label=name, linewidth=1.5, **style)
     axes.set(xlabel="rows kept, the most certain first (%)", ylabel="wrong among the rows kept (%)", xlim=(0, 100))
     axes.set_ylim(bottom=0)
     axes.set_title("Risk and coverage on held-out rows")
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    # Below, in two columns: beside the axes, the names of many methods would take half of the width.
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
@@ -191,6 +194,16 @@ def _styles(names: Iterable[str]) -> Iterator[tuple[str, _Style]]:
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _wrapped(name: str, width: int = 30) -> str:
+    """A method's name on as many lines as it needs, broken before an option or a suffix."""
+    lines = [""]
+    for part in re.split(r"(?<=[\[,])|(?=\+)", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def _short(name: str) -> str:

@@ -12,6 +12,7 @@ from bayes_lora.checks import (
     require_seed,
 )
 from bayes_lora.inference.scale_schedule import SampleScaleSchedule, ScaleScheduleKind
+from bayes_lora.precision import Precision
 
 Phases = Literal["joint", "posterior", "means_then_posterior"]
 Decay = Literal["linear", "constant"]
@@ -30,6 +31,10 @@ class FitOptions:
         warmup_ratio: part of the steps over which the learning rates rise.
         decay: what they do then: "linear", fall to zero, or "constant", stay, as SWAG wants it.
         max_grad_norm: gradients are clipped to this norm over all parameters together.
+        precision: "float32", or "bfloat16": the network's forward passes run under autocast to it; parameters, their
+            gradients and the posterior stay as they are. On processors with bfloat16 units about twice as fast.
+        group_by_length: put examples of similar length into one batch, so that less of it is padding. The order
+            stays random among groups of batches, and examples need `input_ids` (or a column `length`).
         seed: of the order of examples, dropout and the posterior draws.
         log_every: steps between entries of the history.
         save_every: steps between checkpoints, where they are kept.
@@ -55,6 +60,8 @@ class FitOptions:
     warmup_ratio: float = 0.06
     decay: Decay = "linear"
     max_grad_norm: float = 1.0
+    precision: Precision = "float32"
+    group_by_length: bool = False
     seed: int = 0
     log_every: int = 10
     save_every: int = 100
@@ -76,6 +83,7 @@ class FitOptions:
         require_non_negative("weight_decay", self.weight_decay)
         require_choice("phases", self.phases, get_args(Phases))
         require_choice("decay", self.decay, get_args(Decay))
+        require_choice("precision", self.precision, get_args(Precision))
         self.new_schedule()
 
     def new_schedule(self) -> SampleScaleSchedule | None:

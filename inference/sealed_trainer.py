@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bayes_lora.inference.checkpoints import newest_whole, require_whole, seal
+from bayes_lora.inference.length_groups import LengthGroups
 
 
 class SealedTrainer(Trainer):
@@ -32,6 +34,13 @@ class SealedTrainer(Trainer):
             require_whole(chosen)
             resume_from_checkpoint = str(chosen)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if type(sampler) is not LengthGroupedSampler:
+            return sampler
+        # transformers' own draws from the global generator: a run resumed within an epoch would see other batches.
+        return LengthGroups(sampler.lengths, sampler.batch_size, int(self.args.data_seed or self.args.seed))
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)

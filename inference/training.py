@@ -195,6 +195,8 @@ class _Training:
             save_strategy="steps" if saves else "no",
             save_steps=options.save_every,
             save_total_limit=options.keep_checkpoints,
+            bf16=options.precision == "bfloat16",
+            train_sampling_strategy="group_by_length" if options.group_by_length else "random",
             lr_scheduler_type="linear" if options.decay == "linear" else "constant_with_warmup",
             report_to="none",
             disable_tqdm=True,

@@ -30,6 +30,7 @@ from bayes_lora.experiments.lora import LoRAOptions
 from bayes_lora.experiments.options import rows_source, typed
 from bayes_lora.experiments.tables import say
 from bayes_lora.inference import FitOptions
+from bayes_lora.precision import Precision
 
 _DEFAULT = "map,temperature,mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,swag,blob,monteclora"
 # What --quick says of each option that was not typed.
@@ -65,6 +66,12 @@ def compare_command(
     epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the network's passes: bfloat16, by autocast, is faster where it is built in.")
+    ] = "float32",
+    group_by_length: Annotated[
+        bool, typer.Option("--group-by-length", help="Train on batches of rows of similar length: less padding.")
+    ] = False,
     train_rows: Annotated[int | None, typer.Option(help="Use the first N training rows only.")] = None,
     held_out: Annotated[
         float, typer.Option(help="Part of these that nothing is trained on: temperatures and scales are chosen there.")
@@ -104,7 +111,13 @@ def compare_command(
         outside=outside,
         base_model=base_model,
         lora=LoRAOptions(rank, lora_alpha, lora_dropout, targets),
-        training=FitOptions(epochs=given["epochs"], batch_size=batch_size, learning_rate=lr),
+        training=FitOptions(
+            epochs=given["epochs"],
+            batch_size=batch_size,
+            learning_rate=lr,
+            precision=precision,
+            group_by_length=group_by_length,
+        ),
         seeds=_seeds(given["seeds"]),
         num_samples=given["num_samples"],
         train_rows=given["train_rows"],

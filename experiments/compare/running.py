@@ -11,9 +11,11 @@ from rich.text import Text
 
 from bayes_lora.errors import BayesLoRAError, DataError
 from bayes_lora.experiments.base_models import load_base_model
+from bayes_lora.experiments.compare.builders import build, check
 from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.methods import Method, with_bases
+from bayes_lora.experiments.compare.sessions import Session
 from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows, open_study
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.experiments.stored_predictions import About, StoredPrediction, read_prediction, write_prediction
@@ -104,14 +106,16 @@ def run_study(
     if jobs:
         bench = _Bench.of(study, rows, folder, console)
         for method, _ in jobs:
-            bench.fitting.check(method)
-        started = time.monotonic()
+            check(bench.fitting, method)
+        session, started = Session.start(folder), time.monotonic()
         for number, (method, seed) in enumerate(jobs, start=1):
             if max_hours is not None and time.monotonic() - started > 3600 * max_hours:
                 break
             console.print(Text(f"{number}/{len(jobs)}  seed {seed}  {method.label}"))
+            began = time.monotonic()
             try:
                 bench.do(results, method, seed)
+                session.done(method, seed, time.monotonic() - began)
             except BayesLoRAError as error:  # the others have nothing to do with it
                 results.failed[method, seed] = f"{type(error).__name__}: {error}"
                 console.print(Text(f"  failed: {results.failed[method, seed]}", style="red"))
@@ -148,14 +152,14 @@ class _Bench:
 
     def do(self, results: Results, method: Method, seed: int) -> None:
         """Train what is to be trained, predict every part of the rows, store the predictions."""
-        fitted = self.fitting(method, seed)
+        fitted = build(self.fitting, method, seed)
         stored = {}
         for part, (task, split, rows) in self.parts.items():
-            with Measured() as predicting:
+            with Measured() as predicting, self.fitting.precision():
                 prediction = fitted.predictor(rows.loader(), num_samples=self.study.num_samples, seed=seed)
             peak = (fitted.cost + predicting.cost).peak_memory_bytes
             about = About(method.label, seed, task, split, fitted.cost.seconds, predicting.cost.seconds, peak)
-            stored[part] = StoredPrediction(prediction, rows.row_ids, about)
+            stored[part] = StoredPrediction(rows.in_order(prediction), rows.row_ids, about)
         results.write(method, seed, stored, fitted.chosen)
 
 

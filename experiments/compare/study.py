@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,7 +21,7 @@ from bayes_lora.experiments.sources import RowsSource, digest
 from bayes_lora.experiments.stored_predictions import row_id
 from bayes_lora.experiments.tasks import Task, TaskRows, load_task
 from bayes_lora.files import read_json
-from bayes_lora.inference import FitOptions
+from bayes_lora.inference import FitOptions, Prediction
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,7 +41,7 @@ class Study:
         base_model: see `load_base_model`.
         lora: adapters of every method that has some; its dropout is MC dropout's, and is on in all training.
         training: of the point estimate and of every posterior that is trained from the start; each seed takes the
-            place of its `seed`.
+            place of its `seed`. Its precision is also that of predictions, but for Laplace's, which are exact.
         seeds: of head, adapters, order of rows, dropout and draws.
         num_samples: posterior draws of a prediction.
         train_rows: the first so many rows of the training split; None takes all.
@@ -134,6 +135,12 @@ class EncodedRows:
     batch_size: int
     collate: DataCollatorWithPadding
 
+    @cached_property
+    def by_length(self) -> list[int]:
+        """Indices of the rows from the longest to the shortest: in batches of similar rows little is padding."""
+        lengths = [len(tokens) for tokens in self.data["input_ids"]]
+        return sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
     @classmethod
     def of(
         cls, task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, study: Study, *, labelled: bool = True
@@ -144,9 +151,15 @@ class EncodedRows:
         return cls(data, ids, study.training.batch_size, DataCollatorWithPadding(tokenizer))
 
     def loader(self) -> "DataLoader[Any]":
-        """In their order, in batches; the global generator is left as it is."""
-        own = torch.Generator()
-        return DataLoader(self.data, batch_size=self.batch_size, collate_fn=self.collate, generator=own)
+        """In batches, by length; the global generator is left as it is."""
+        own, rows = torch.Generator(), self.data.select(self.by_length)
+        return DataLoader(rows, batch_size=self.batch_size, collate_fn=self.collate, generator=own)
+
+    def in_order(self, prediction: Prediction) -> Prediction:
+        """A prediction of `loader`, with the rows in their own order."""
+        back = torch.tensor(self.by_length).argsort()
+        labels = None if prediction.labels is None else prediction.labels[back]
+        return Prediction(prediction.logits[:, back], labels)
 
 
 def open_study(folder: Path, study: Study, rows: StudyRows) -> None:

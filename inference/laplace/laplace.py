@@ -20,6 +20,7 @@ from bayes_lora.inference.laplace.curvature import (
 from bayes_lora.inference.laplace.gradients import backpropagate
 from bayes_lora.inference.laplace.linears import NamedLinear, select_linears
 from bayes_lora.inference.predictor import evaluation_mode
+from bayes_lora.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class LaplacePosterior:
         return self.log_likelihood + (self.num_parameters * precision.log() - penalty - determinants) / 2
 
 
+@full_precision
 def fit_laplace(
     network: nn.Module,
     loader: Iterable[Mapping[str, Any]],

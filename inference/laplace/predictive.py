@@ -17,6 +17,7 @@ from bayes_lora.inference.laplace.matching import match_linears
 from bayes_lora.inference.prediction import Prediction
 from bayes_lora.inference.predictor import Inputs, collect, evaluation_mode
 from bayes_lora.inference.randomness import stream
+from bayes_lora.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class LaplacePredictor:
         precision = [self.posterior.prior_precision]
         return self.at_precisions(loader, precision, num_samples=num_samples, seed=seed, on_batch=on_batch)[0]
 
+    @full_precision
     def at_precisions(
         self,
         loader: Iterable[Mapping[str, Any]],
@@ -74,6 +76,8 @@ class LaplacePredictor:
         on_batch: Callable[[], None] | None = None,
     ) -> list[Prediction]:
         """One prediction for each prior precision, from one pass over the rows and the same normal variates.
+
+        Without autocast, whatever is around: Jacobians are what rounding spoils first.
 
         Arguments and errors are those of a call; precisions must be positive.
         """

@@ -9,7 +9,18 @@ import torch
 from pyro import poutine
 from transformers import TrainingArguments
 
-from bayes_lora.inference import FitOptions, ItemizedELBO, SVITrainer, fit
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.inference import (
+    Ensemble,
+    FitOptions,
+    ItemizedELBO,
+    LaplacePredictor,
+    SVITrainer,
+    fit,
+    fit_laplace,
+    trainable_state,
+)
+from bayes_lora.precision import mixed_precision
 from tests.networks import Batch, build_network, build_pair
 
 OPTIONS = FitOptions(epochs=4, batch_size=8, learning_rate=1e-2, log_every=1)
@@ -34,6 +45,46 @@ def test_a_bfloat16_network_trains_within_the_spread_of_float32_seeds() -> None:
     quarters, half_quarters = spread.unflatten(1, (4, -1)).mean(-1), half.unflatten(0, (4, -1)).mean(-1)
     margin = 4 * quarters.std(0)
     assert ((half_quarters - quarters.mean(0)).abs() < margin).all()
+
+
+def trained(precision: str) -> tuple[list[float], set[torch.dtype]]:
+    model, guide = build_pair(build_network(dtype=torch.float32, num_layers=1), sample_scale=0.2, kl_weight=0.01)
+    result = fit(model, guide, rows(), FitOptions(**{**vars(OPTIONS), "precision": precision}))
+    return [entry["loss"] for entry in result.history], {p.dtype for m in (model, guide) for p in m.parameters()}
+
+
+def test_a_fit_in_mixed_precision() -> None:
+    (single, _), (mixed, dtypes) = trained("float32"), trained("bfloat16")
+    assert dtypes == {torch.float32}
+    assert mixed != single
+    assert mixed == pytest.approx(single, rel=0.05)
+    with pytest.raises(ConfigurationError, match="precision"):
+        FitOptions(precision="half")  # type: ignore[arg-type]
+
+
+def test_members_of_an_ensemble_differ_in_mixed_precision(batch: Batch) -> None:
+    network = build_network(dtype=torch.float32)
+    states = [trainable_state(network), {n: 2 * value for n, value in trainable_state(network).items()}]
+    single = Ensemble(network, states)([batch]).logits
+    with mixed_precision("float32", torch.device("cpu")):
+        assert torch.equal(Ensemble(network, states)([batch]).logits, single)
+    with mixed_precision("bfloat16", torch.device("cpu")):
+        mixed = Ensemble(network, states)([batch]).logits
+    spread = (single[0] - single[1]).abs().max()
+    assert 0 < (mixed - single).abs().max() < 0.1 * spread
+    # What the cache of autocast would make of it: the first member's weights, cast once, again and again.
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+        cached = Ensemble(network, states)([batch]).logits
+    assert (cached - single).abs().max() > 0.5 * spread
+
+
+def test_laplace_takes_no_part_in_autocast(batch: Batch) -> None:
+    network = build_network(dtype=torch.float32)
+    labelled = {**batch, "labels": torch.arange(len(batch["input_ids"])) % 3}
+    exact = LaplacePredictor(network, fit_laplace(network, [labelled]))([batch], num_samples=3, seed=0)
+    with mixed_precision("bfloat16", torch.device("cpu")):
+        again = LaplacePredictor(network, fit_laplace(network, [labelled]))([batch], num_samples=3, seed=0)
+    assert torch.equal(exact.logits, again.logits)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -51,6 +51,20 @@ def test_every_prediction_is_there_with_its_cost(done: Results) -> None:
     assert len(ids) == 1
 
 
+def test_sessions(done: Results, tmp_path: Path, data_dir: Path, base: str) -> None:
+    (session,) = json.loads((done.folder / "sessions.json").read_text(encoding="utf-8"))
+    assert {"command", "commit", "processor", "packages", "date"} <= session.keys()
+    jobs = {(job["method"], job["seed"]) for job in session["jobs"]}
+    assert jobs == {(method.untempered.label, seed) for method in done.methods for seed in (0, 1)}
+    assert 0 < sum(job["seconds"] for job in session["jobs"]) <= session["seconds"] + 1
+    again = copy_of(done, tmp_path / "again")
+    (again.folder / "predictions" / "mc_dropout" / "seed-1-evaluated.parquet").unlink()
+    run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), again.folder, console=QUIET)
+    first, second = json.loads((again.folder / "sessions.json").read_text(encoding="utf-8"))
+    assert first == session
+    assert [(job["method"], job["seed"]) for job in second["jobs"]] == [("mc_dropout", 1)]
+
+
 def test_temperature_keeps_the_class_and_is_chosen_on_held_out_rows(done: Results) -> None:
     plain, tempered = (done.read(Method("map", tempered=tempered), 0).prediction for tempered in (False, True))
     temperature = done.chosen(Method("map", tempered=True), 0)["temperature"]

@@ -7,6 +7,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from bayes_lora.experiments.base_models import load_base_model
+from bayes_lora.experiments.compare.builders import build
 from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.methods import METHODS, parse_methods
 from bayes_lora.experiments.compare.study import EncodedRows, Study
@@ -65,7 +66,7 @@ def evaluated(study: Study) -> EncodedRows:
 def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> None:
     (method,) = parse_methods(name)
     before = torch.get_rng_state()
-    fitted = fitting(method.untempered, 0)
+    fitted = build(fitting, method.untempered, 0)
     calls: list[int] = []
     prediction = fitted.predictor(evaluated.loader(), num_samples=3, seed=1, on_batch=lambda: calls.append(1))
     assert torch.equal(torch.get_rng_state(), before)
@@ -88,7 +89,7 @@ def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> No
         torch.testing.assert_close(batches.logits, prediction.logits, rtol=1e-3, atol=1e-4)
 
     # What was trained is found again, and says the same.
-    found = fitting(method.untempered, 0)
+    found = build(fitting, method.untempered, 0)
     assert torch.equal(found.predictor(evaluated.loader(), num_samples=3, seed=1).logits, prediction.logits)
 
 

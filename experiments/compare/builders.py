@@ -1,0 +1,220 @@
+"""From a method and a seed to a predictor."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from math import ceil
+from typing import get_args
+
+import torch
+
+from bayes_lora.checks import require_choice, require_positive
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.experiments.compare.cost import Cost, Measured
+from bayes_lora.experiments.compare.fitting import CHECKPOINTS, Fitted, Fitting
+from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.study import Study
+from bayes_lora.experiments.point_networks import Way
+from bayes_lora.inference import (
+    SWAG,
+    Ensemble,
+    FitOptions,
+    LaplaceOptions,
+    LaplacePredictor,
+    MCDropout,
+    MeanFieldGuide,
+    MonteCLoRAGuide,
+    PointEstimate,
+    SWAGCollector,
+    SWAGPredictor,
+    checkpoint_states,
+    fit_laplace,
+    fit_network,
+    trainable_state,
+    tune_prior_precision,
+)
+from bayes_lora.inference.laplace import tune_prior_precision_held_out
+from bayes_lora.inference.randomness import seeded
+from bayes_lora.models import BayesianLoRA
+
+_MEMBERS = {"checkpoint_ensemble": 5, "deep_ensemble": 3}
+_MEMBER_SEEDS = 1000  # between the seeds of a deep ensemble's members, so that they are nobody else's
+_SWAG_ITERATES = 20
+# Those of the method's published code, but for the temperature, which it anneals.
+_BLOB_PRIOR, _BLOB_START = {"temperature": 1e-2, "prior_scale": 0.2}, {"init_scale": 2e-3}
+
+
+def build(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    """Train what has not been trained yet, and give the method's predictor, without temperature."""
+    return _BUILDERS[method.name](fitting, method, seed)
+
+
+def check(fitting: Fitting, method: Method) -> None:
+    """Whether a method's options can have the values they have, asked before anything is trained.
+
+    Raises:
+        ConfigurationError: one cannot.
+    """
+    fitting.study.options(0, **method.given("epochs", "learning_rate", "posterior_learning_rate"))
+    if method.name.startswith("monteclora"):
+        fitting.posterior_config(method)
+    elif method.name == "blob":
+        fitting.posterior_config(method, objective="elbo", **_BLOB_PRIOR)
+    elif method.name.startswith("laplace"):
+        _laplace_options(method)
+    elif method.name in _MEMBERS:
+        _members(method)
+    elif (
+        method.name == "mc_dropout"
+        and not 0 < method.given("probability").get("probability", fitting.study.lora.dropout) < 1
+    ):
+        raise ConfigurationError(
+            f"{method.label} needs dropout above 0 and below 1. Train with --lora-dropout 0.1, or write "
+            "mc_dropout[probability=0.1]."
+        )
+    for name, value in method.given("scale", "init_scale").items():
+        require_positive(f"{method.label}: {name}", value)
+
+
+def _point_estimate(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    point, cost = fitting.train_point(method, seed)
+    return Fitted(PointEstimate(point.network), cost)
+
+
+def _mc_dropout(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    point, cost = fitting.point(seed)
+    return Fitted(MCDropout(point.network, **method.given("probability")), cost)
+
+
+def _checkpoint_ensemble(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    point, cost = fitting.point(seed)
+    states = checkpoint_states(fitting.place(Method("map"), seed) / CHECKPOINTS, point.network)
+    if len(states) < _members(method):
+        raise ConfigurationError(
+            f"{method.label}: the point estimate kept {len(states)} checkpoints, fewer than the {_members(method)} "
+            "members. Ask for fewer."
+        )
+    return Fitted(Ensemble(point.network, states[-_members(method) :]), cost)
+
+
+def _deep_ensemble(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    trained = [fitting.point(seed + _MEMBER_SEEDS * member) for member in range(_members(method))]
+    states = [trainable_state(point.network) for point, _ in trained]
+    return Fitted(Ensemble(trained[0][0].network, states), sum((cost for _, cost in trained), Cost()))
+
+
+def _members(method: Method) -> int:
+    members = method.given("members").get("members", _MEMBERS[method.name])
+    if not isinstance(members, int) or members < 1:
+        raise ConfigurationError(f"{method.label}: members={members!r} must be a whole number of at least 1.")
+    return members
+
+
+def _laplace(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    point, cost = fitting.point(seed)
+    options, link, tuning = _laplace_options(method)
+    with Measured() as fitted:
+        posterior = fit_laplace(point.network, fitting.fit.loader(), options)
+        if tuning == "evidence":
+            posterior = tune_prior_precision(posterior)
+        else:
+            draws = fitting.study.num_samples
+            posterior = tune_prior_precision_held_out(
+                point.network, posterior, fitting.held_out.loader(), link=link, num_samples=draws, seed=seed
+            )
+    chosen = {"prior_precision": posterior.prior_precision}
+    return Fitted(LaplacePredictor(point.network, posterior, link), cost + fitted.cost, chosen)
+
+
+def _laplace_options(method: Method) -> tuple[LaplaceOptions, str, str]:
+    """Options, link and tuning."""
+    given = dict(method.options)
+    link, tuning = given.get("link", "monte_carlo"), given.get("tuning", "evidence")
+    require_choice(f"{method.label}: link", link, ("monte_carlo", "probit"))
+    require_choice(f"{method.label}: tuning", tuning, ("evidence", "held_out"))
+    parameters = "all" if method.name == "laplace" else "last_layer"
+    return LaplaceOptions(parameters, **method.given("structure")), link, tuning
+
+
+def _swag(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    """Goes on from the point estimate, at a learning rate that stays."""
+    point, cost = fitting.point(seed)
+    folder = fitting.place(method, seed)
+    path = folder / "swag.safetensors"
+    if path.is_file():
+        swag, own = SWAG.load(path), Cost.read(folder)
+    else:
+        options = _swag_options(fitting.study, method, seed)
+        every = max(1, fitting.num_steps(options) // _SWAG_ITERATES)
+        collector = SWAGCollector(point.network, every=every, num_deviations=_SWAG_ITERATES)
+        with Measured() as training:
+            fit_network(
+                point.network,
+                fitting.fit.data,
+                options,
+                collate=fitting.fit.collate,
+                console=fitting.console,
+                checkpoints=folder / CHECKPOINTS,
+                callbacks=[collector],
+            )
+        swag, own = collector.swag(), training.cost
+        own.write(folder)
+        swag.save(path)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return Fitted(SWAGPredictor(point.network, swag, **method.given("scale")), cost + own)
+
+
+def _swag_options(study: Study, method: Method, seed: int) -> FitOptions:
+    defaults = {"epochs": _quarter(study), "learning_rate": study.training.learning_rate / 2}
+    given = {**defaults, **method.given("epochs", "learning_rate")}
+    return study.options(seed, decay="constant", warmup_ratio=0.0, **given)
+
+
+def _monteclora(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    model, guide, cost = fitting.posterior(method, seed, partial(fitting.new_lora, seed))
+    return fitting.predictive(method, seed, model, guide, cost)
+
+
+def _mean_field(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    """BLoB: train the mean-field posterior from the start; its last checkpoint is all that is kept of it."""
+    config = fitting.posterior_config(method, objective="elbo", **_BLOB_PRIOR)
+    with seeded(seed, torch.device("cpu")):
+        model = BayesianLoRA(fitting.new_lora(seed), config)
+        guide = MeanFieldGuide(model, **{**_BLOB_START, **method.given("init_scale")})
+    options = fitting.study.options(seed, **method.given("epochs", "learning_rate", "posterior_learning_rate"))
+    cost = fitting.train(model, guide, method, options)
+    return fitting.predictive(method, seed, model, guide, cost)
+
+
+def _posthoc(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    point, before = fitting.point(seed)
+    changes = {"phases": "posterior", "epochs": _quarter(fitting.study)}
+    model, guide, cost = fitting.posterior(method, seed, lambda: point.network, **changes)
+    return fitting.predictive(method, seed, model, guide, before + cost)
+
+
+def _calibrated(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    point, cost = fitting.point(seed)
+    model = BayesianLoRA(point.network, fitting.posterior_config(method))
+    return fitting.predictive(method, seed, model, MonteCLoRAGuide(model), cost)
+
+
+def _quarter(study: Study) -> int:
+    """Epochs of what goes on from a trained network."""
+    return ceil(study.training.epochs / 4)
+
+
+_BUILDERS: Mapping[str, Callable[[Fitting, Method, int], Fitted]] = {
+    **dict.fromkeys(("map", *get_args(Way)), _point_estimate),
+    "mc_dropout": _mc_dropout,
+    "checkpoint_ensemble": _checkpoint_ensemble,
+    "deep_ensemble": _deep_ensemble,
+    "laplace": _laplace,
+    "laplace_last_layer": _laplace,
+    "swag": _swag,
+    "blob": _mean_field,
+    "monteclora": _monteclora,
+    "monteclora_sparse": _monteclora,
+    "monteclora_posthoc": _posthoc,
+    "monteclora_calibrated": _calibrated,
+}

@@ -1,0 +1,44 @@
+"""Where, when and from which commit the jobs of a study were done."""
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.machine import machine
+from bayes_lora.experiments.outputs import write_json
+from bayes_lora.files import read_json
+
+SESSIONS_FILE = "sessions.json"
+
+
+@dataclass
+class Session:
+    """One process that works on a study: the last entry of the list in its folder's `sessions.json`.
+
+    An entry holds the facts of `machine`, the command line, seconds since the start, and each job's method, seed and
+    seconds. It is written anew after every job, so that what was done before a kill is there.
+    """
+
+    folder: Path
+    earlier: list[dict[str, Any]]
+    about: dict[str, Any]
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    started: float = field(default_factory=perf_counter)
+
+    @classmethod
+    def start(cls, folder: Path) -> "Session":
+        """The next session of the study in this folder."""
+        path = folder / SESSIONS_FILE
+        earlier = read_json(path) if path.is_file() else []
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        return cls(folder, earlier, {"command": command, **machine()})
+
+    def done(self, method: Method, seed: int, seconds: float) -> None:
+        """Record a job."""
+        self.jobs.append({"method": method.label, "seed": seed, "seconds": round(seconds, 1)})
+        entry = {**self.about, "seconds": round(perf_counter() - self.started, 1), "jobs": self.jobs}
+        write_json(self.folder / SESSIONS_FILE, [*self.earlier, entry])
