@@ -60,6 +60,6 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@touch $(UNFINISHED)
 	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)" || { rm -f $(UNFINISHED); exit 1; }
-	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,dev,quantized]' || { rm -f $(UNFINISHED); exit 1; }
+	$(BIN)/python -m pip install -c constraints.txt -e '.[demo,dev,notebooks,quantized]' || { rm -f $(UNFINISHED); exit 1; }
 	@rm -f $(UNFINISHED)
 	@touch $@

@@ -69,5 +69,9 @@ class HubError(BayesLoRAError, OSError):
     """The Hugging Face hub cannot be reached, or refused what was asked of it."""
 
 
+class NotConvergedError(BayesLoRAError, RuntimeError):
+    """Markov chains disagree, or have too few effective draws, so that they are no truth to compare with."""
+
+
 class BenchError(BayesLoRAError, RuntimeError):
     """A measurement failed, or a ratio is worse than in the results it was compared with."""

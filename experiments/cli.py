@@ -14,6 +14,8 @@ from bayes_lora.errors import BayesLoRAError, ConfigurationError
 from bayes_lora.experiments.bench_command import bench_command
 from bayes_lora.experiments.compare.command import compare_command
 from bayes_lora.experiments.demo import run_demo
+from bayes_lora.experiments.diagnose_command import diagnose_command
+from bayes_lora.experiments.ground_truth.command import ground_truth_command
 from bayes_lora.experiments.options import require_alone, rows_source, run_config
 from bayes_lora.experiments.outputs import check_output
 from bayes_lora.experiments.predictions import class_ids, described_rows, own_rows
@@ -172,6 +174,8 @@ def predict_command(
 app.command("push")(push_command)
 app.command("bench")(bench_command)
 app.command("compare")(compare_command)
+app.command("diagnose")(diagnose_command)
+app.command("ground-truth")(ground_truth_command)
 
 
 @app.command("demo")

@@ -15,7 +15,7 @@ from torch import Tensor
 from bayes_lora.inference.metrics import ECE_BINS, calibration_bins, expected_calibration_error, reliability_table
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _LINES = ("-", "--", ":", "-.")
 _TERM_NAMES = {
     "nll": "negative log-likelihood",
@@ -31,7 +31,7 @@ def loss_terms(history: Sequence[Mapping[str, float]]) -> Figure:
     figure, axes = _figure(7.2, 4.2)
     steps = [entry["step"] for entry in history]
     terms = [name for name in _TERM_NAMES if name in history[0]]
-    for term, colour in zip(terms, _COLOURS, strict=False):
+    for term, colour in zip(terms, COLOURS, strict=False):
         values = [entry[term] for entry in history]
         axes.plot(steps, values, label=_TERM_NAMES[term], color=colour, marker="o", markersize=2.5)
     axes.set(yscale="log", xlabel="optimizer step", ylabel="contribution to the loss (nats per example)")
@@ -81,9 +81,9 @@ def reliability_panels(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figu
         confidence, accuracy = [line.confidence for line in table], [line.accuracy for line in table]
         axes.plot([0, 1], [0, 1], color="#767676", linestyle="--", linewidth=1)
         errors = [line.standard_error for line in table]
-        axes.errorbar(confidence, accuracy, yerr=errors, color=_COLOURS[0], linewidth=1, capsize=2)
+        axes.errorbar(confidence, accuracy, yerr=errors, color=COLOURS[0], linewidth=1, capsize=2)
         sizes = [10 + 110 * line.count / len(labels) for line in table]
-        axes.scatter(confidence, accuracy, s=sizes, color=_COLOURS[0], zorder=3)
+        axes.scatter(confidence, accuracy, s=sizes, color=COLOURS[0], zorder=3)
         error = 100 * expected_calibration_error(probs, labels)
         axes.set_title(f"{_wrapped(name)}\nECE {error:.1f} %", fontsize=9)
         axes.set(xlim=(max(0.0, least - 0.03), 1.02), ylim=(-0.02, 1.02))
@@ -121,8 +121,8 @@ def entropies(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor], bound
         top = max(float(inside[name].max()), float(outside[name].max()), 1e-6)
         edges = np.linspace(0, bound if top > bound / 2 else 1.05 * top, 26)
         for label, values, colour in (
-            ("in distribution", inside[name], _COLOURS[0]),
-            ("out of distribution", outside[name], _COLOURS[1]),
+            ("in distribution", inside[name], COLOURS[0]),
+            ("out of distribution", outside[name], COLOURS[1]),
         ):
             shares = np.full(len(values), 100 / len(values))
             axes.hist(values.numpy(), bins=edges, weights=shares, label=label, color=colour, alpha=0.6)
@@ -141,9 +141,9 @@ def mixture_weights(concentration: Tensor, names: Sequence[str]) -> Figure:
     image = left.imshow(weights, aspect="auto", cmap="viridis", vmin=0)
     figure.colorbar(image, ax=left, label="E[pi], mixture weight")
     left.set_xticks(range(weights.shape[1]), [str(k + 1) for k in range(weights.shape[1])])
-    left.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8)
+    left.set_yticks(range(len(names)), [short_name(name) for name in names], fontsize=8)
     left.set(xlabel="component k", title="Mean mixture weight")
-    right.barh(range(len(names)), alpha.sum(-1).numpy(), color=_COLOURS[0])
+    right.barh(range(len(names)), alpha.sum(-1).numpy(), color=COLOURS[0])
     right.set(xlabel="sum of alpha", title="Concentration")
     return figure
 
@@ -156,7 +156,7 @@ def truth_by_group(
     truths = np.array([row["true_prob"] for row in rows], dtype=float)
     levels = np.unique(truths)
     width = 0.8 / len(predictions)
-    for position, ((name, probs), colour) in enumerate(zip(predictions.items(), _COLOURS, strict=False)):
+    for position, ((name, probs), colour) in enumerate(zip(predictions.items(), COLOURS, strict=False)):
         offset = (position - (len(predictions) - 1) / 2) * width
         boxes = axes.boxplot(
             [probs[torch.from_numpy(truths == level), 1].numpy() for level in levels],
@@ -187,7 +187,7 @@ class _Style(TypedDict):
 
 def _styles(names: Iterable[str]) -> Iterator[tuple[str, _Style]]:
     """Each name with a colour and kind of line: all colours solid first, then dashed, and so on round."""
-    pairs = cycle(product(_LINES, _COLOURS))
+    pairs = cycle(product(_LINES, COLOURS))
     return ((name, _Style(color=colour, linestyle=line)) for name, (line, colour) in zip(names, pairs, strict=False))
 
 
@@ -206,7 +206,7 @@ def _wrapped(name: str, width: int = 30) -> str:
     return "\n".join(lines)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A module path's numbers and last word: bert.encoder.layer.0.attention.self.query -> 0.query."""
     parts = name.split(".")
     return ".".join(part for part in parts if part.isdigit() or part == parts[-1])

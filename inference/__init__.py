@@ -7,6 +7,8 @@ from bayes_lora.inference.ensemble import Ensemble, checkpoint_states, read_stat
 from bayes_lora.inference.fit_options import FitOptions
 from bayes_lora.inference.guide import MonteCLoRAGuide
 from bayes_lora.inference.hub import push_to_hub
+from bayes_lora.inference.inference_data import to_inference_data
+from bayes_lora.inference.inference_data_files import load_inference_data, save_inference_data
 from bayes_lora.inference.laplace import (
     LaplaceOptions,
     LaplacePosterior,
@@ -65,6 +67,7 @@ __all__ = [
     "fit_laplace",
     "fit_network",
     "fit_temperature",
+    "load_inference_data",
     "load_laplace",
     "load_posterior",
     "mean_difference",
@@ -72,8 +75,10 @@ __all__ = [
     "predict",
     "push_to_hub",
     "read_state",
+    "save_inference_data",
     "save_laplace",
     "save_posterior",
+    "to_inference_data",
     "trainable_state",
     "tune_prior_precision",
 ]

@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import AdapterError, ConfigurationError
+from bayes_lora.inference.posterior_draw import posterior_draw
 from bayes_lora.inference.prediction import Prediction
 from bayes_lora.inference.predictor import Inputs, collect, evaluation_mode
-from bayes_lora.inference.randomness import seeded, stream
 from bayes_lora.inference.shared_prefix import SharedPrefix
 from bayes_lora.models import BayesianLoRA
 
@@ -96,7 +95,7 @@ def _given(
 
 def _draw_logits(model: BayesianLoRA, guide: Callable[..., Any], inputs: Inputs, seed: int, draws: range) -> Tensor:
     """Logits (draw, example, class) of one batch, in one forward pass over the rows repeated for each draw."""
-    noises = [_draw_perturbation(model, guide, stream(seed, draw)) for draw in draws]
+    noises = [model.perturbations(posterior_draw(model, guide, seed, draw).latents) for draw in draws]
     if len(noises) == 1:
         with model.perturbed(noises[0]):
             return model.network_logits(inputs).unsqueeze(0)
@@ -132,14 +131,6 @@ def _repeated(inputs: Inputs, times: int) -> Inputs:
         name: value.repeat(times, *(1,) * (value.dim() - 1)) if _has_rows(value, num_examples) else value
         for name, value in inputs.items()
     }
-
-
-def _draw_perturbation(model: BayesianLoRA, guide: Callable[..., Any], seed: int) -> list[Tensor]:
-    with seeded(seed, model.sites.example.device):
-        drawn = prune_subsample_sites(poutine.trace(guide).get_trace())
-        # Conditioning, not replay: a guide that was itself conditioned has observed sites, which replay refuses.
-        values = {name: drawn.nodes[name]["value"] for name in (*drawn.stochastic_nodes, *drawn.observation_nodes)}
-        return model.perturbations(poutine.condition(model.sample_latents, data=values)())
 
 
 def _num_examples(inputs: Mapping[str, Any]) -> int:

@@ -1,0 +1,66 @@
+"""Diagnostics that fit variational inference: what is known of a posterior that was fitted, and what is wrong with it.
+
+    convergence          had the loss stopped falling?
+    seed_spread          do fits of other seeds give the same posterior?
+    prior_to_posterior   what did the data change in each adapter, in nats?
+    mixture              are the mixture's components in use?
+    psis_k_hat           is the guide close to the posterior? (small networks)
+    loo_pit              do the labels surprise the model as often as it says?
+    check_label_rates, check_accuracy, check_confidence
+                         do labels that the model draws look like those observed?
+    uncertainty_map      which adapters carry the uncertainty of the predictions?
+
+Each returns a frozen dataclass with `flagged`, whether something is wrong, and `message`, the finding in words; its
+docstring says what it can tell and what it cannot. `controls.CLAIMS` is the table of the wrong posteriors that each
+must flag. PSIS-LOO, WAIC and the comparison of methods by them are ArviZ's, from the log likelihoods that
+`to_inference_data` keeps.
+
+R-hat and the effective sample size are not offered. They ask whether the draws of a Markov chain have forgotten where
+they started and how much they repeat each other. Draws of a guide are independent by construction, so R-hat is 1 and
+the effective sample size is the number of draws for every guide, the worst as well as the best: numbers that look
+like an approval and contain none.
+"""
+
+from bayes_lora.inference.diagnostics.controls import CLAIMS, CONTROLS, claims_table
+from bayes_lora.inference.diagnostics.convergence import Convergence, convergence
+from bayes_lora.inference.diagnostics.information import AdapterChange, PriorToPosterior, prior_to_posterior
+from bayes_lora.inference.diagnostics.loo_pit import LooPit, loo_pit
+from bayes_lora.inference.diagnostics.mixture import Mixture, mixture
+from bayes_lora.inference.diagnostics.pareto import ParetoCheck, psis_k_hat
+from bayes_lora.inference.diagnostics.predictive_checks import check_accuracy, check_confidence, check_label_rates
+from bayes_lora.inference.diagnostics.replicates import PredictiveCheck
+from bayes_lora.inference.diagnostics.spread import AdapterSpread, SeedSpread, seed_spread
+from bayes_lora.inference.diagnostics.uncertainty_map import (
+    PartUncertainty,
+    Uncertainty,
+    UncertaintyMap,
+    uncertainty_map,
+)
+
+__all__ = [
+    "CLAIMS",
+    "CONTROLS",
+    "AdapterChange",
+    "AdapterSpread",
+    "Convergence",
+    "LooPit",
+    "Mixture",
+    "ParetoCheck",
+    "PartUncertainty",
+    "PredictiveCheck",
+    "PriorToPosterior",
+    "SeedSpread",
+    "Uncertainty",
+    "UncertaintyMap",
+    "check_accuracy",
+    "check_confidence",
+    "check_label_rates",
+    "claims_table",
+    "convergence",
+    "loo_pit",
+    "mixture",
+    "prior_to_posterior",
+    "psis_k_hat",
+    "seed_spread",
+    "uncertainty_map",
+]

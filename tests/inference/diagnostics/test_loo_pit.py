@@ -1,0 +1,124 @@
+"""LOO-PIT: uniform by construction where it must be, its weights against refitting, and what it flags."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from bayes_lora.errors import ConfigurationError, DataError
+from bayes_lora.inference import Prediction
+from bayes_lora.inference.diagnostics import loo_pit
+
+FAILURE_RATE = 1e-4  # of a simulation below, were the test exact
+
+
+def calibrated(seed: int, num_rows: int = 300, sharpness: float = 1.0) -> Prediction:
+    """One draw, and labels from its own probabilities; the sharper, the more these are overconfident."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 1.5 * torch.randn(1, num_rows, 4, generator=generator, dtype=torch.double)
+    labels = torch.multinomial(logits[0].softmax(-1), 1, generator=generator).squeeze(1)
+    return Prediction(sharpness * logits, labels)
+
+
+def test_by_hand() -> None:
+    probs = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2], [0.25, 0.25, 0.5]], dtype=torch.double)
+    found = loo_pit(Prediction(probs.log().unsqueeze(0), torch.tensor([1, 1, 0])), held_out=True, seed=3)
+    v = np.random.default_rng(3).uniform(size=3)
+    np.testing.assert_allclose(found.values, [0.5 + 0.3 * v[0], 0.7 * v[1], 0.5 + 0.5 * v[2]])
+    assert found.unreliable == 0
+    assert found.p_value == pytest.approx(stats.kstest(found.values, "uniform").pvalue)
+
+
+def test_the_rate_is_the_declared_one() -> None:
+    flagged = sum(loo_pit(calibrated(seed), held_out=True, seed=seed, failure_rate=0.1).flagged for seed in range(400))
+    low, high = stats.binom.interval(1 - FAILURE_RATE, 400, 0.1)
+    assert low <= flagged <= high
+
+
+@pytest.mark.parametrize(("sharpness", "word"), [(3.0, "more surprising"), (0.3, "less surprising")])
+def test_wrong_probabilities_are_flagged(sharpness: float, word: str) -> None:
+    for seed in range(10):
+        found = loo_pit(calibrated(seed, sharpness=sharpness), held_out=True, seed=seed)
+        assert found.flagged
+        assert f"on average the labels are {word.split()[0]} surprising than predicted" in found.message
+        right = loo_pit(calibrated(seed), held_out=True, failure_rate=1e-5)
+        assert right.message.startswith("The labels' ranks are consistent with calibrated probabilities (p = ")
+
+
+def test_without_randomization_a_perfect_classifier_would_not_be_uniform() -> None:
+    """What the docstring says of V: the mid-distribution value is not uniform for discrete labels."""
+    prediction = calibrated(0, num_rows=2000)
+    found = loo_pit(prediction, held_out=True)
+    assert prediction.labels is not None
+    own = prediction.mean_probs.gather(-1, prediction.labels[:, None])
+    middle = (torch.where(prediction.mean_probs > own, prediction.mean_probs, 0).sum(-1) + own[:, 0] / 2).numpy()
+    assert stats.kstest(middle, "uniform").pvalue < 1e-6 < found.p_value
+
+
+def conjugate(num_rows: int, num_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draws (draw, class) of p from Dirichlet(2 + counts), and the labels counted."""
+    labels = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), num_rows, replacement=True, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        posterior = torch.distributions.Dirichlet(2 + labels.bincount(minlength=3).double())
+        return posterior.sample((num_draws,)), labels
+
+
+def test_weights_leave_the_row_out() -> None:
+    """One Dirichlet for all rows: without row i, the predictive is (1 + counts of the others) over their number."""
+    generator = torch.Generator().manual_seed(1)
+    probs, labels = conjugate(12, 40_000, generator)
+    prediction = Prediction(probs.log().unsqueeze(1).expand(-1, 12, -1), labels)
+    found = loo_pit(prediction, seed=2)
+    counts = labels.bincount(minlength=3).double()
+    left_out = 2 + counts - torch.nn.functional.one_hot(labels, 3)
+    exact = left_out / left_out.sum(-1, keepdim=True)
+    logits = exact.log().unsqueeze(0)
+    twin = loo_pit(Prediction(logits, labels), held_out=True, seed=2)
+    # 40,000 draws: a probability has a standard error below .5 / 200, times what the weights cost.
+    np.testing.assert_allclose(found.values, twin.values, atol=4 * 2 * 0.5 / 200)
+    seen = loo_pit(prediction, held_out=True, seed=2)
+    assert np.abs(seen.values - twin.values).max() > 0.02
+    assert found.unreliable == 0
+
+
+def test_rows_without_reliable_weights_are_counted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 6 * torch.randn(100, 20, 2, generator=generator, dtype=torch.double)
+    found = loo_pit(Prediction(logits, torch.zeros(20, dtype=torch.long)))
+    assert found.unreliable > 10
+    assert f"For {found.unreliable} of 20 rows the leave-one-out weights are not reliable" in found.message
+
+
+def test_draws_that_all_agree() -> None:
+    """A point estimate repeated: weights are equal, and leave-one-out is the plain mean."""
+    one = calibrated(0, num_rows=30)
+    many = Prediction(one.logits.expand(50, -1, -1), one.labels)
+    found = loo_pit(many, seed=1)
+    np.testing.assert_allclose(found.values, loo_pit(one, held_out=True, seed=1).values)
+    assert found.unreliable == 0
+
+
+def test_the_seed_decides() -> None:
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
+    prediction = calibrated(0)
+    first, second, other = (loo_pit(prediction, held_out=True, seed=seed).values for seed in (1, 1, 2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert np.array_equal(np.random.get_state()[1], state[1])  # type: ignore[index]  # noqa: NPY002
+
+
+def test_errors() -> None:
+    prediction = calibrated(0)
+    with pytest.raises(DataError, match="the predicted rows have no labels to check the model against"):
+        loo_pit(Prediction(prediction.logits))
+    with pytest.raises(ConfigurationError, match=r"1 draws leave no tail.*held_out=True"):
+        loo_pit(prediction)
+    with pytest.raises(ConfigurationError, match="failure_rate=1 must lie between 0 and 1"):
+        loo_pit(prediction, held_out=True, failure_rate=1)
+    with pytest.raises(DataError, match="some probabilities are NaN"):
+        loo_pit(Prediction(prediction.logits * math.nan, prediction.labels), held_out=True)
