@@ -77,7 +77,9 @@ def _verdicts(diagnosis: Diagnosis) -> Section:
     if diagnosis.settled is None:
         words.append("Too few steps were logged to tell whether the loss had settled.")
     rows = tuple((name, "look here" if found.flagged else "no flag", found.message) for name, found in findings.items())
-    table = TableData("Every diagnostic, and what it found.", ("diagnostic", "verdict", "in words"), rows)
+    table = TableData(
+        "Every diagnostic, and what it found.", ("diagnostic", "verdict", "in words"), rows, of_words=True
+    )
     return Section("Warnings", tuple(words), (table,))
 
 
@@ -202,6 +204,7 @@ def _examples(diagnosis: Diagnosis) -> Section:
     order = predictive.total_entropy.argsort().tolist()
     count = min(_SHOWN_ROWS, len(order) // 2)
     labels = _known(predictive)
+    header = ("text", "label", "prediction", "probability", "MI (nats)")
 
     def table(caption: str, rows: list[int]) -> TableData:
         cells = []
@@ -218,7 +221,7 @@ def _examples(diagnosis: Diagnosis) -> Section:
                     f"{predictive.mutual_information[index]:.4f}",
                 )
             )
-        return TableData(caption, ("text", "label", "prediction", "probability", "MI (nats)"), tuple(cells))
+        return TableData(caption, header, tuple(cells), of_words=True)
 
     tables = (
         table("The least certain rows, by the entropy of their prediction.", order[::-1][:count]),

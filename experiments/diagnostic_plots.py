@@ -22,10 +22,13 @@ def uncertainty_map(names: Sequence[str], silenced: Tensor, alone: Tensor) -> Fi
     positions = range(len(names))
     left.barh(positions, silenced.numpy(), color=COLOURS[0])
     left.axvline(0, color="#767676", linewidth=1)
-    left.set(xlabel="lost when it is silenced (nats)", title="Without this adapter's noise")
+    left.set(xlabel="lost when it is silenced (nats)", title="Without this part's noise")
     right.barh(positions, alone.numpy(), color=COLOURS[1])
-    right.set(xlabel="left when all others are (nats)", title="This adapter's noise alone")
-    figure.suptitle("Mutual information of the predictions, adapter by adapter", fontsize=11)
+    right.set(xlabel="left when all others are (nats)", title="This part's noise alone")
+    for axes in (left, right):
+        axes.locator_params(axis="x", nbins=4)
+        axes.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+    figure.suptitle("Mutual information of the predictions, part by part", fontsize=11)
     return figure
 
 

@@ -207,6 +207,8 @@ def _wrapped(name: str, width: int = 30) -> str:
 
 
 def short_name(name: str) -> str:
-    """A module path's numbers and last word: bert.encoder.layer.0.attention.self.query -> 0.query."""
+    """A path's numbers and last word: bert.encoder.layer.0.attention.self.query -> 0.query; of a layer, layer.0."""
     parts = name.split(".")
+    if parts[-1].isdigit():
+        return ".".join(parts[-2:])
     return ".".join(part for part in parts if part.isdigit() or part == parts[-1])

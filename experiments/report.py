@@ -31,11 +31,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class TableData:
-    """A table: its header, its rows, and what it shows."""
+    """A table: its header, its rows, and what it shows; of words, which start at the left, or of numbers."""
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    of_words: bool = False
 
 
 @dataclass(frozen=True)

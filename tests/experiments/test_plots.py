@@ -120,8 +120,9 @@ def test_reliability_panels_leave_no_empty_frames() -> None:
 def test_risk_coverage() -> None:
     coverage = torch.arange(1, 5, dtype=torch.double) / 4
     risks = {"one": torch.tensor([0.0, 0.0, 1 / 3, 1 / 4]), "two": torch.tensor([1.0, 0.5, 1 / 3, 0.5])}
-    (axes,) = plots.risk_coverage({name: (coverage, risk) for name, risk in risks.items()}).axes
-    assert legend(axes) == list(risks)
+    figure = plots.risk_coverage({name: (coverage, risk) for name, risk in risks.items()})
+    (axes,), (below,) = figure.axes, figure.legends
+    assert [text.get_text() for text in below.get_texts()] == list(risks)
     for line, risk in zip(axes.get_lines(), risks.values(), strict=True):
         assert_allclose(np.asarray(line.get_xydata()), 100 * torch.stack([coverage, risk], -1), rtol=1e-6)
     assert axes.get_xlabel() == "rows kept, the most certain first (%)"
