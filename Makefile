@@ -26,7 +26,8 @@ $(BIN)/ruff format --check
 $(BIN)/mypy
 endef
 
-PYTEST = $(BIN)/pytest --cov --cov-report=term --durations=10
+# A worker for each core; tests of one module stay together, since they share fixtures.
+PYTEST = $(BIN)/pytest -n auto --dist loadscope --no-loadscope-reorder --cov --cov-report=term --durations=10
 
 test: $(STAMP)  ## lint, types, and the tests that are not marked slow, with coverage
 	$(static-checks)

@@ -16,9 +16,10 @@ from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.methods import Method, with_bases
 from bayes_lora.experiments.compare.sessions import Session
-from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows, open_study
+from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.experiments.stored_predictions import About, StoredPrediction, read_prediction, write_prediction
+from bayes_lora.experiments.study_folder import open_study
 from bayes_lora.files import read_json
 from bayes_lora.inference import Prediction, TemperatureScaled, fit_temperature
 
@@ -98,7 +99,8 @@ def run_study(
         ConfigurationError: an option of a method has a value that it cannot have.
     """
     rows = study.load()
-    open_study(folder, study, rows)
+    # Seeds may be added: what is there stays as good as it was.
+    open_study(folder, {**study.to_json(), "rows": rows.checksum()}, growing=("seeds",))
     results = Results(folder, tuple(methods), study.seeds, rows.outside is not None)
     jobs = [
         (method, seed) for seed in study.seeds for method in with_bases(methods) if not results.is_done(method, seed)

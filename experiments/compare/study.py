@@ -12,22 +12,19 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bayes_lora.checks import require_choice, require_count, require_fraction, require_seed
-from bayes_lora.errors import ConfigurationError, RunExistsError
+from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.encoding import encode
 from bayes_lora.experiments.lora import LoRAOptions
-from bayes_lora.experiments.outputs import write_json
 from bayes_lora.experiments.rows import Row, hold_out
 from bayes_lora.experiments.sources import RowsSource, digest
 from bayes_lora.experiments.stored_predictions import row_id
 from bayes_lora.experiments.tasks import Task, TaskRows, load_task
-from bayes_lora.files import read_json
 from bayes_lora.inference import FitOptions, Prediction
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 EvalSplit = Literal["validation", "held_out"]
-STUDY_FILE = "study.json"
 _SCHEMA_VERSION = 1
 
 
@@ -160,31 +157,3 @@ class EncodedRows:
         back = torch.tensor(self.by_length).argsort()
         labels = None if prediction.labels is None else prediction.labels[back]
         return Prediction(prediction.logits[:, back], labels)
-
-
-def open_study(folder: Path, study: Study, rows: StudyRows) -> None:
-    """Make the folder of a study, or check that it is this study's, to go on with it.
-
-    Raises:
-        RunExistsError: it holds another study, other rows, or something else.
-    """
-    path = folder / STUDY_FILE
-    wanted = {**study.to_json(), "rows": rows.checksum()}
-    if not folder.exists() or not any(folder.iterdir()):
-        write_json(path, wanted)
-        return
-    try:
-        found = read_json(path)
-    except (OSError, ValueError) as error:
-        raise RunExistsError(
-            f"{folder} is not empty, and its {STUDY_FILE} is missing or damaged ({error}). Choose another --out."
-        ) from error
-    # Seeds may be added: what is there stays as good as it was.
-    same = isinstance(found, dict) and {**found, "seeds": None} == {**wanted, "seeds": None}
-    if not same:
-        odd = sorted(name for name in wanted if name != "seeds" and (found or {}).get(name) != wanted[name])
-        raise RunExistsError(
-            f"{folder} holds a study with other settings ({', '.join(odd)}; see its {STUDY_FILE}). To go on with that "
-            "one give the same options; for a new one choose another --out."
-        )
-    write_json(path, wanted)

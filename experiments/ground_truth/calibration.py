@@ -8,6 +8,7 @@ one too wide, a slope of a shift.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from scipy import stats
@@ -121,12 +122,12 @@ def sample_nuts(problem: Problem, num_draws: int, seed: int) -> Tensor:
 
 def monteclora_sampler(num_steps: int) -> PosteriorSampler:
     """MonteCLoRA under objective "elbo", N = 4, dense, started with the prior's spread, fitted in so many steps."""
+    return partial(_sample_monteclora, num_steps)
 
-    def sample(problem: Problem, num_draws: int, seed: int) -> Tensor:
-        model, guide = fit_monteclora(problem, num_steps, stream(seed, 0), sample_scale=problem.prior_scale)
-        return draw_adapter(model, guide, num_draws, stream(seed, 1))
 
-    return sample
+def _sample_monteclora(num_steps: int, problem: Problem, num_draws: int, seed: int) -> Tensor:
+    model, guide = fit_monteclora(problem, num_steps, stream(seed, 0), sample_scale=problem.prior_scale)
+    return draw_adapter(model, guide, num_draws, stream(seed, 1))
 
 
 def _quantities(problem: Problem, a: Tensor) -> Tensor:

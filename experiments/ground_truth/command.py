@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -41,6 +42,9 @@ def ground_truth_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="A look in minutes: 1 seed, short fits and chains, few replications.")
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share the work, each on one core; by default all cores.")
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
     ] = False,
@@ -58,7 +62,8 @@ def ground_truth_command(
     }
     changed = {name: value for name, value in changes.items() if value is not None}
     study = replace(quick_study() if quick else Study(), **changed)  # type: ignore[arg-type]
-    failed = run_study(study, out, console=Console(stderr=True))
+    workers = torch.get_num_threads() if workers is None else workers
+    failed = run_study(study, out, workers=workers, console=Console(stderr=True))
     found = write_report(study, out)
     if as_json:
         print(json.dumps({"study": str(out), **found.to_json(), "failed": failed}))

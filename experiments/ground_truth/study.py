@@ -1,17 +1,20 @@
 """The ground-truth study: what is to be computed, in jobs that are each done once."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from safetensors.torch import load, save
 
 from bayes_lora.checks import require_choice, require_count, require_seed
-from bayes_lora.errors import BayesLoRAError, ConfigurationError, DataError, RunExistsError
+from bayes_lora.errors import BayesLoRAError, ConfigurationError, DataError
 from bayes_lora.experiments.ground_truth.calibration import (
     PosteriorSampler,
     monteclora_sampler,
@@ -31,6 +34,7 @@ from bayes_lora.experiments.ground_truth.problems import (
     regression_problem,
 )
 from bayes_lora.experiments.outputs import write_file, write_json
+from bayes_lora.experiments.study_folder import open_study
 from bayes_lora.files import read_json
 from bayes_lora.inference.progress import progress_bar
 from bayes_lora.inference.randomness import stream
@@ -41,9 +45,8 @@ PROBLEMS: Mapping[str, Callable[[int], Problem]] = {
 }
 SHIFT_SCALES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SMOOTHING_SCALES = (0.03, 0.1, 0.3, 1.0)
-STUDY_FILE = "study.json"
 _JOBS, _TRUTH = "jobs", "truth"
-_CHUNK = 20  # replications of one job of calibration
+_CHUNK = 10  # replications of one job of calibration
 _TRUTH_STREAM, _METHOD_STREAM = 2**31, 2**31 + 1  # beside the seeds of problems, which are used as they are
 
 
@@ -103,32 +106,40 @@ class Job:
 
 def jobs(study: Study, folder: Path) -> list[Job]:
     """Every job of a study, those that others need first."""
-    return [*_comparisons(study, folder), *_calibrations(study), *_lemmas(study)]
+    return [job for stage in _stages(study, folder) for job in stage]
 
 
-def run_study(study: Study, folder: Path, *, console: Console) -> dict[str, str]:
+def run_study(study: Study, folder: Path, *, workers: int = 1, console: Console) -> dict[str, str]:
     """Do what is not done yet, and return what went wrong, by job.
 
     Args:
         study: what is asked for.
         folder: a new one, or one with the same study in it, which is then gone on with.
+        workers: processes that share the jobs, each on one core; their number changes no result.
         console: where the progress bar goes.
 
     Raises:
+        ConfigurationError: workers below 1.
         RunExistsError: the folder holds something else.
     """
-    _open(study, folder)
-    left = [job for job in jobs(study, folder) if not job.path(folder).is_file()]
+    require_count("workers", workers)
+    open_study(folder, asdict(study), growing=("seeds", "problems", "methods"))
+    left = [[job for job in stage if not job.path(folder).is_file()] for stage in _stages(study, folder)]
     failed: dict[str, str] = {}
-    with progress_bar(console) as progress:
-        task = progress.add_task("ground truth", total=len(left), terms="")
-        for job in left:
-            progress.update(task, terms=job.name)
-            try:
-                write_json(job.path(folder), job.run())
-            except BayesLoRAError as error:  # the others have nothing to do with it
-                failed[job.name] = f"{type(error).__name__}: {error}"
-            progress.advance(task)
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar(console))
+        task = progress.add_task("ground truth", total=sum(map(len, left)), terms="")
+        pool = None
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
+            stack.callback(pool.shutdown, cancel_futures=True)
+        for stage in left:
+            for job, result in _results(stage, pool):
+                try:
+                    write_json(job.path(folder), result())
+                except BayesLoRAError as error:  # the others have nothing to do with it
+                    failed[job.name] = f"{type(error).__name__}: {error}"
+                progress.update(task, advance=1, terms=job.name)
     return failed
 
 
@@ -174,10 +185,29 @@ def calibration_jobs(kind: str, name: str, replications: int) -> dict[str, range
     return {f"calibration/{kind}-{name}-{s:05d}": range(s, min(s + _CHUNK, replications)) for s in starts}
 
 
+def _results(stage: Iterable[Job], pool: Executor | None) -> Iterator[tuple[Job, Callable[[], dict[str, Any]]]]:
+    """Each job, and what gives its result or raises its error: in turn, or as the pool is done with them."""
+    if pool is None:
+        yield from ((job, job.run) for job in stage)
+    else:
+        started = {pool.submit(job.run): job for job in stage}
+        yield from ((started[future], future.result) for future in as_completed(started))
+
+
+def _stages(study: Study, folder: Path) -> tuple[list[Job], list[Job]]:
+    """The truth, and what is judged by it."""
+    return list(_truths(study, folder)), [*_comparisons(study, folder), *_calibrations(study), *_lemmas(study)]
+
+
+def _truths(study: Study, folder: Path) -> Iterator[Job]:
+    for seed in study.seeds:
+        for kind in study.problems:
+            yield Job(f"{_TRUTH}/{kind}-{seed}", partial(_sample_truth, study, folder, kind, seed))
+
+
 def _comparisons(study: Study, folder: Path) -> Iterator[Job]:
     for seed in study.seeds:
         for kind in study.problems:
-            yield Job(f"truth/{kind}-{seed}", partial(_sample_truth, study, folder, kind, seed))
             for method in methods_of(study, kind):
                 run = partial(_judge, study, folder, kind, method, seed)
                 yield Job(f"methods/{kind}-{method.name}-{seed}", run)
@@ -229,24 +259,3 @@ def _measure_lemmas(study: Study, kind: str, seed: int) -> dict[str, Any]:
     shift = output_shift(problem, SHIFT_SCALES, study.lemma_draws, seed)
     curvatures = [smoothed_curvature(problem, scale, study.lemma_draws, seed) for scale in SMOOTHING_SCALES]
     return {"output_shift": asdict(shift), "curvature": [asdict(found) for found in curvatures]}
-
-
-def _open(study: Study, folder: Path) -> None:
-    path, wanted = folder / STUDY_FILE, json.loads(json.dumps(asdict(study)))
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        write_json(path, wanted)
-        return
-    try:
-        found = read_json(path)
-    except (OSError, ValueError) as error:
-        raise RunExistsError(
-            f"{folder} is not empty, and its {STUDY_FILE} is missing or damaged ({error}). Choose another --out."
-        ) from error
-    # What may be added, without making what is there any worse.
-    growing = dict.fromkeys(("seeds", "problems", "methods"))
-    if not isinstance(found, dict) or found | growing != wanted | growing:
-        raise RunExistsError(
-            f"{folder} holds a study with other settings, see its {STUDY_FILE}. To go on with that one give the same "
-            "options; for a new one choose another --out."
-        )
-    write_json(path, wanted)

@@ -67,6 +67,12 @@ def test_an_interrupted_study_goes_on_to_the_same_result(done: Path) -> None:
     assert {name: data for name, (_, data) in snapshot(done).items()} == {n: data for n, (_, data) in before.items()}
 
 
+def test_two_processes_compute_what_one_does(done: Path, tmp_path: Path) -> None:
+    assert run_study(TINY, tmp_path / "shared", workers=2, console=QUIET) == {}
+    ours, theirs = ({n: data for n, (_, data) in snapshot(folder).items()} for folder in (tmp_path / "shared", done))
+    assert ours == theirs
+
+
 def test_findings_hold_everything_that_was_asked_for(done: Path) -> None:
     found = read_findings(TINY, done)
     # K-FAC is of the softmax likelihood: it is left out of regressions.
