@@ -15,9 +15,9 @@ from bayes_lora.experiments.compare.builders import build, check
 from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.methods import Method, with_bases
-from bayes_lora.experiments.compare.sessions import Session
 from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows
 from bayes_lora.experiments.outputs import write_json
+from bayes_lora.experiments.sessions import Session
 from bayes_lora.experiments.stored_predictions import About, StoredPrediction, read_prediction, write_prediction
 from bayes_lora.experiments.study_folder import open_study
 from bayes_lora.files import read_json
@@ -117,7 +117,7 @@ def run_study(
             began = time.monotonic()
             try:
                 bench.do(results, method, seed)
-                session.done(method, seed, time.monotonic() - began)
+                session.done(method=method.label, seed=seed, seconds=round(time.monotonic() - began, 1))
             except BayesLoRAError as error:  # the others have nothing to do with it
                 results.failed[method, seed] = f"{type(error).__name__}: {error}"
                 console.print(Text(f"  failed: {results.failed[method, seed]}", style="red"))

@@ -34,6 +34,7 @@ from bayes_lora.experiments.ground_truth.problems import (
     regression_problem,
 )
 from bayes_lora.experiments.outputs import write_file, write_json
+from bayes_lora.experiments.sessions import Session
 from bayes_lora.experiments.study_folder import open_study
 from bayes_lora.files import read_json
 from bayes_lora.inference.progress import progress_bar
@@ -125,7 +126,7 @@ def run_study(study: Study, folder: Path, *, workers: int = 1, console: Console)
     require_count("workers", workers)
     open_study(folder, asdict(study), growing=("seeds", "problems", "methods"))
     left = [[job for job in stage if not job.path(folder).is_file()] for stage in _stages(study, folder)]
-    failed: dict[str, str] = {}
+    session, failed = Session.start(folder), dict[str, str]()
     with ExitStack() as stack:
         progress = stack.enter_context(progress_bar(console))
         task = progress.add_task("ground truth", total=sum(map(len, left)), terms="")
@@ -137,6 +138,7 @@ def run_study(study: Study, folder: Path, *, workers: int = 1, console: Console)
             for job, result in _results(stage, pool):
                 try:
                     write_json(job.path(folder), result())
+                    session.done(name=job.name)
                 except BayesLoRAError as error:  # the others have nothing to do with it
                     failed[job.name] = f"{type(error).__name__}: {error}"
                 progress.update(task, advance=1, terms=job.name)

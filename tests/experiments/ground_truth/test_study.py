@@ -58,6 +58,13 @@ def test_every_job_is_done_once(done: Path) -> None:
     assert snapshot(done) == before
 
 
+def test_it_is_said_where_jobs_were_done(done: Path) -> None:
+    (session,) = json.loads((done / "sessions.json").read_text(encoding="utf-8"))
+    assert {job["name"] for job in session["jobs"]} == {job.name for job in jobs(TINY, done)}
+    assert session["seconds"] > 0
+    assert {"commit", "processor", "packages", "command"} <= session.keys()
+
+
 def test_an_interrupted_study_goes_on_to_the_same_result(done: Path) -> None:
     before = snapshot(done)
     lost = ["jobs/methods/regression-elbo_dense_N4-2.json", "jobs/calibration/regression-exact-00000.json"]

@@ -7,7 +7,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bayes_lora.experiments.compare.methods import Method
 from bayes_lora.experiments.machine import machine
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.files import read_json
@@ -19,8 +18,8 @@ SESSIONS_FILE = "sessions.json"
 class Session:
     """One process that works on a study: the last entry of the list in its folder's `sessions.json`.
 
-    An entry holds the facts of `machine`, the command line, seconds since the start, and each job's method, seed and
-    seconds. It is written anew after every job, so that what was done before a kill is there.
+    An entry holds the facts of `machine`, the command line, seconds since the start, and what is said of each job. It
+    is written anew after every job, so that what was done before a kill is there.
     """
 
     folder: Path
@@ -37,8 +36,8 @@ class Session:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         return cls(folder, earlier, {"command": command, **machine()})
 
-    def done(self, method: Method, seed: int, seconds: float) -> None:
-        """Record a job."""
-        self.jobs.append({"method": method.label, "seed": seed, "seconds": round(seconds, 1)})
+    def done(self, **job: Any) -> None:
+        """Record a job, with what tells it from others."""
+        self.jobs.append(job)
         entry = {**self.about, "seconds": round(perf_counter() - self.started, 1), "jobs": self.jobs}
         write_json(self.folder / SESSIONS_FILE, [*self.earlier, entry])
