@@ -1,15 +1,12 @@
 """The ground-truth study: what is to be computed, in jobs that are each done once."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
+from joblib import Parallel, delayed, parallel_config
 from rich.console import Console
 from safetensors.torch import load, save
 
@@ -127,20 +124,15 @@ def run_study(study: Study, folder: Path, *, workers: int = 1, console: Console)
     open_study(folder, asdict(study), growing=("seeds", "problems", "methods"))
     left = [[job for job in stage if not job.path(folder).is_file()] for stage in _stages(study, folder)]
     session, failed = Session.start(folder), dict[str, str]()
-    with ExitStack() as stack:
-        progress = stack.enter_context(progress_bar(console))
+    with progress_bar(console) as progress, parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         task = progress.add_task("ground truth", total=sum(map(len, left)), terms="")
-        pool = None
-        if workers > 1:
-            pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
-            stack.callback(pool.shutdown, cancel_futures=True)
         for stage in left:
-            for job, result in _results(stage, pool):
-                try:
-                    write_json(job.path(folder), result())
+            for job, result, error in Parallel(return_as="generator_unordered")(map(delayed(_attempt), stage)):
+                if result is None:
+                    failed[job.name] = error
+                else:
+                    write_json(job.path(folder), result)
                     session.done(name=job.name)
-                except BayesLoRAError as error:  # the others have nothing to do with it
-                    failed[job.name] = f"{type(error).__name__}: {error}"
                 progress.update(task, advance=1, terms=job.name)
     return failed
 
@@ -187,13 +179,12 @@ def calibration_jobs(kind: str, name: str, replications: int) -> dict[str, range
     return {f"calibration/{kind}-{name}-{s:05d}": range(s, min(s + _CHUNK, replications)) for s in starts}
 
 
-def _results(stage: Iterable[Job], pool: Executor | None) -> Iterator[tuple[Job, Callable[[], dict[str, Any]]]]:
-    """Each job, and what gives its result or raises its error: in turn, or as the pool is done with them."""
-    if pool is None:
-        yield from ((job, job.run) for job in stage)
-    else:
-        started = {pool.submit(job.run): job for job in stage}
-        yield from ((started[future], future.result) for future in as_completed(started))
+def _attempt(job: Job) -> tuple[Job, dict[str, Any] | None, str]:
+    """The job, with its result or with what went wrong: other jobs have nothing to do with that."""
+    try:
+        return job, job.run(), ""
+    except BayesLoRAError as error:
+        return job, None, f"{type(error).__name__}: {error}"
 
 
 def _stages(study: Study, folder: Path) -> tuple[list[Job], list[Job]]:
