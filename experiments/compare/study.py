@@ -103,8 +103,10 @@ class Study:
         return StudyRows(rows.task, fit, held_out, evaluated[: self.eval_rows], outside)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return json.loads(json.dumps({"schema_version": _SCHEMA_VERSION, **asdict(self)}))  # type: ignore[no-any-return]
+        """Plain data, without the place of the rows on this machine: what they are, their checksum says."""
+        found = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
+        del found["source"]["data_dir"]
+        return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,9 @@ def rank_histograms(ranks: Mapping[tuple[str, str], Ranks]) -> Figure:
         axes.set_axis_off()
     figure.supxlabel("rank of the true value among posterior draws, as a part of all draws", fontsize=10)
     figure.supylabel("frequency, relative to even", fontsize=10)
-    figure.suptitle("Simulation-based calibration: grey, entries of A; orange, their mean", fontsize=11)
+    figure.suptitle(
+        "Calibration by simulation. Grey: entries of A; orange: their mean; band: 99 % if even", fontsize=11
+    )
     return figure
 
 

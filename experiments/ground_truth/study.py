@@ -127,7 +127,9 @@ def run_study(study: Study, folder: Path, *, workers: int = 1, console: Console)
     with progress_bar(console) as progress, parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
         task = progress.add_task("ground truth", total=sum(map(len, left)), terms="")
         for stage in left:
-            for job, result, error in Parallel(return_as="generator_unordered")(map(delayed(_attempt), stage)):
+            # One by one: batches of jobs would be kept, and shown, only when the last of them is done.
+            side_by_side = Parallel(return_as="generator_unordered", batch_size=1)
+            for job, result, error in side_by_side(map(delayed(_attempt), stage)):
                 if result is None:
                     failed[job.name] = error
                 else:
