@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # tests use no network: the base model comes from an installed package
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else tokenizers warns in every forked data-loader worker
 os.environ["MPLBACKEND"] = "Agg"  # no display
+# The networks here are so small that a second thread only costs, and workers of a parallel run have one core each.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
 
@@ -13,8 +15,6 @@ import pytest
 import torch
 
 from tests.networks import Batch, make_batch
-
-torch.set_num_threads(1)  # the networks here are so small that a second thread only costs
 
 
 @pytest.fixture(autouse=True)
