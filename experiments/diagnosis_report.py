@@ -1,6 +1,5 @@
 """The diagnosis of a run as a page."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,8 +8,9 @@ from torch import Tensor
 from bayes_lora.experiments import diagnostic_plots, plots
 from bayes_lora.experiments.diagnosis import Diagnosis
 from bayes_lora.experiments.report import Picture, Section, TableData, write_report
-from bayes_lora.inference import Prediction, evaluate, metric_difference
+from bayes_lora.inference import Prediction, evaluate, metric_difference, one_by_one
 from bayes_lora.inference.arviz_bridge import group
+from bayes_lora.inference.bootstrap import Statistic
 from bayes_lora.inference.uncertainty_metrics import risk_coverage_curve, uncertainty_scores
 
 _SHOWN_ROWS = 5  # most and least certain ones
@@ -33,13 +33,15 @@ def intervals(prediction: Prediction) -> dict[str, tuple[float, float, float]]:
     """Each metric with its 95 % bootstrap interval over rows: (value, low, high)."""
     labels = _known(prediction)
 
-    def statistic(metric: str) -> Callable[[Tensor], float]:
-        return lambda rows: evaluate(prediction.mean_probs[rows], labels[rows])[metric]
+    def statistic(metric: str) -> Statistic:
+        return one_by_one(lambda rows: evaluate(prediction.mean_probs[rows], labels[rows])[metric])
 
     found = {}
     for metric in _METRICS:
         # Against a method whose metric is 0, the difference is the metric itself.
-        of = metric_difference([statistic(metric)], [lambda _: 0.0], len(labels), num_resamples=500)
+        of = metric_difference(
+            [statistic(metric)], [lambda rows: torch.zeros(len(rows))], len(labels), num_resamples=500
+        )
         found[metric] = (of.estimate, of.low, of.high)
     return found
 

@@ -1,7 +1,7 @@
 """Inference: the guide, objectives, training, the posterior predictive, and the methods it is compared with."""
 
 from bayes_lora.inference.autoguides import AutoAdapterGuide, autoguide
-from bayes_lora.inference.bootstrap import mean_difference, metric_difference
+from bayes_lora.inference.bootstrap import mean_difference, metric_difference, one_by_one
 from bayes_lora.inference.calibration import ScaleCalibration, calibrate_scale
 from bayes_lora.inference.ensemble import Ensemble, checkpoint_states, read_state, trainable_state
 from bayes_lora.inference.fit_options import FitOptions
@@ -72,6 +72,7 @@ __all__ = [
     "load_posterior",
     "mean_difference",
     "metric_difference",
+    "one_by_one",
     "predict",
     "push_to_hub",
     "read_state",

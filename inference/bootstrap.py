@@ -19,8 +19,9 @@ from torch import Tensor
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import ConfigurationError, DataError
 
-Statistic = Callable[[Tensor], float]
-"""A metric of one method and seed on some rows: from row indices (example,), with repetitions, to its value."""
+Statistic = Callable[[Tensor], Tensor]
+"""A metric of one method and seed on many sets of rows: from row indices (resample, example), with repetitions, to its
+values (resample,). `one_by_one` makes one of a metric that knows a single set of rows only."""
 
 # Row indices held at once, 32 MiB of them.
 _INDICES_AT_ONCE = 2**22
@@ -99,49 +100,92 @@ def metric_difference(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Difference:
-    """For any metric of a set of rows, such as a calibration error or an AUROC; slower by the cost of the metric.
+    """For any metric of a set of rows, such as a calibration error or an AUROC.
 
     A calibration error is biased upwards, on a resample more than on the rows themselves. In the difference of two
     methods of like accuracy most of that cancels, not all: an interval that barely excludes 0 is no evidence.
 
+    It is `resampled` and `resampled_difference`, which do the metric's work once where many pairs are compared.
+
     Args:
-        first: the metric of the first method, one callable for each training seed; NaN where it has no value.
+        first: the metric of the first method, one callable for each training seed.
         second: of the second method; the number of seeds may be another.
         num_examples: rows, which the callables index from 0.
-        strata: (example,), integers; the number of rows of each value stays as it is in every resample. For
-            out-of-distribution detection: 0 for the rows inside and 1 for those outside.
+        strata: see `resampled`.
         num_resamples: B.
         seed: of the resamples; without strata they are those of `mean_difference`.
         confidence: of the interval.
 
     Raises:
-        ConfigurationError: an option out of range, or no callables.
+        ConfigurationError: an option out of range, no callables, or one that gives something else.
         DataError: strata of another number of rows.
 
     Example:
         >>> def ece(of: Prediction) -> Statistic:  # doctest: +SKIP
-        ...     return lambda rows: expected_calibration_error(of.mean_probs[rows], of.labels[rows])
+        ...     return one_by_one(lambda rows: expected_calibration_error(of.mean_probs[rows], of.labels[rows]))
         >>> metric_difference([ece(p) for p in ours], [ece(p) for p in theirs], len(labels))  # doctest: +SKIP
     """
+    ours, theirs = (
+        [resampled(of, num_examples, strata=strata, num_resamples=num_resamples, seed=seed) for of in method]
+        for method in (first, second)
+    )
+    return resampled_difference(ours, theirs, confidence=confidence)
+
+
+def one_by_one(metric: Callable[[Tensor], float]) -> Statistic:
+    """The statistic of a metric that looks at one set of rows, from indices (example,) to a number, at a time."""
+    return lambda rows: torch.tensor([metric(each) for each in rows], dtype=torch.double)
+
+
+def resampled(
+    metric: Statistic, num_examples: int, *, strata: Tensor | None = None, num_resamples: int = 2_000, seed: int = 0
+) -> Tensor:
+    """A metric on the rows as they are and on each resample of them, (1 + resample,), double precision.
+
+    Args:
+        metric: of one method and training seed; NaN where it has no value.
+        num_examples: rows, which it indexes from 0.
+        strata: (example,), integers; the number of rows of each value stays as it is in every resample. For
+            out-of-distribution detection: 0 for the rows inside and 1 for those outside.
+        num_resamples: B.
+        seed: of the resamples, which are the same for every metric of as many rows.
+
+    Raises:
+        ConfigurationError: an option out of range, or a metric that gives something else than one number a resample.
+        DataError: strata of another number of rows.
+    """
     require_count("num_examples", num_examples)
-    if not first or not second:
-        raise ConfigurationError("a method has no training seeds to compare. Pass a list with a callable for each.")
     if strata is None:
         strata = torch.zeros(num_examples, dtype=torch.long)
     if strata.shape != (num_examples,):
         raise DataError(
             f"strata of shape {tuple(strata.shape)} for {num_examples} rows. Pass one integer for each row."
         )
-
-    def both(rows: Tensor) -> list[float]:
-        return [sum(of(rows) for of in method) / len(method) for method in (first, second)]
-
     groups = [(strata == value).nonzero().squeeze(-1) for value in strata.unique()]
-    draws = _resamples(groups, num_resamples, seed)
-    values = torch.tensor([both(rows) for chunk in draws for rows in chunk], dtype=torch.double)
-    ours, theirs = both(torch.arange(num_examples))
-    estimate = torch.tensor(ours - theirs, dtype=torch.double)
-    return _summary(estimate, values[:, 0] - values[:, 1], values.nan_to_num().abs().max(), confidence)
+    found = []
+    for rows in (torch.arange(num_examples).unsqueeze(0), *_resamples(groups, num_resamples, seed)):
+        values = metric(rows)
+        if not isinstance(values, Tensor) or values.shape != rows.shape[:1]:
+            raise ConfigurationError(
+                f"a statistic gave {type(values).__name__} {tuple(getattr(values, 'shape', ()))} for row indices "
+                f"{tuple(rows.shape)}, where one number for each resample, {tuple(rows.shape[:1])}, is needed. If it "
+                "looks at one set of rows at a time, pass one_by_one(statistic)."
+            )
+        found.append(values.double())
+    return torch.cat(found)
+
+
+def resampled_difference(first: Sequence[Tensor], second: Sequence[Tensor], *, confidence: float = 0.95) -> Difference:
+    """The difference of two methods from what `resampled` gave for each of their training seeds.
+
+    Raises:
+        ConfigurationError: no seeds, or a confidence out of range.
+    """
+    if not first or not second:
+        raise ConfigurationError("a method has no training seeds to compare. Pass a list with one of each.")
+    both = torch.stack([torch.stack(list(method)).mean(0) for method in (first, second)])
+    paired = both[0] - both[1]
+    return _summary(paired[0], paired[1:], both.nan_to_num().abs().max(), confidence)
 
 
 def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:

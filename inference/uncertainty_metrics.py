@@ -49,9 +49,7 @@ def uncertainty_scores(prediction: Prediction) -> dict[str, Tensor]:
 def auroc(scores: Tensor, positive: Tensor) -> float:
     """Area under the ROC curve: P(s+ > s-) + P(s+ = s-) / 2 for a random positive and a random other row.
 
-    .5 is chance, also where all scores are equal; NaN where all rows are positive, or none is. The pairs are counted
-    (Mann and Whitney 1947), which gives scikit-learn's ``roc_auc_score`` in a small part of its time: a bootstrap
-    needs thousands.
+    .5 is chance, also where all scores are equal; NaN where all rows are positive, or none is.
 
     Args:
         scores: (example,), larger where `positive` is to be expected.
@@ -65,13 +63,21 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
         0.75
     """
     _check(scores, positive)
-    if positive.all() or not positive.any():
-        return math.nan
-    _, group, counts = scores.unique(return_inverse=True, return_counts=True)  # groups in order of score
-    positives = torch.zeros(len(counts), dtype=torch.double).index_add(0, group, positive.double())
-    others = counts - positives
-    ordered = positives * (others.cumsum(0) - others / 2)  # pairs with a lower other row, and half of the tied ones
-    return float(ordered.sum() / (positives.sum() * others.sum()))
+    return batched_auroc(scores, positive).item()
+
+
+def batched_auroc(scores: Tensor, positive: Tensor) -> Tensor:
+    """`auroc` of many sets of rows at once, as a bootstrap needs it: (..., example) each, from (...,).
+
+    From the ranks (Mann and Whitney 1947): (sum of the positives' ranks - n+ (n+ + 1) / 2) / (n+ n-), where tied rows
+    share their mean rank. Nothing is checked.
+    """
+    first, last = _ties(scores.sort(-1).values, scores)
+    positives = positive.sum(-1, dtype=torch.double)
+    others = scores.shape[-1] - positives
+    ranks = (first + last + 1).double() / 2
+    pairs = ranks.mul(positive).sum(-1) - positives * (positives + 1) / 2
+    return pairs / (positives * others)
 
 
 def out_of_distribution_auroc(inside: Tensor, outside: Tensor) -> float:
@@ -94,11 +100,22 @@ def risk_coverage_curve(scores: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
         DataError: not one finite score for each row, or no rows.
     """
     _check(scores, wrong)
-    order = scores.argsort()
-    kept = torch.arange(1, len(scores) + 1, dtype=torch.double)
+    return torch.arange(1, len(scores) + 1, dtype=torch.double) / len(scores), batched_risk(scores, wrong)
+
+
+def batched_risk(scores: Tensor, wrong: Tensor) -> Tensor:
+    """The risks of `risk_coverage_curve` for many sets of rows at once, (..., example) all of them.
+
+    Nothing is checked.
+    """
+    ordered, order = scores.sort(-1)
+    first, last = _ties(ordered, ordered)
+    errors = wrong.double().gather(-1, order).cumsum(-1)
+    errors = torch.nn.functional.pad(errors, (1, 0))  # among the k most certain rows, for k from 0
+    before = errors.gather(-1, first)
+    kept = torch.arange(1, scores.shape[-1] + 1, dtype=torch.double)
     # Of m rows taken at random from g equally uncertain ones with e errors, e m / g are wrong on average.
-    risk = mean_within_ties(wrong.double(), scores)[order].cumsum(0) / kept
-    return kept / len(scores), risk
+    return (before + (errors.gather(-1, last) - before) * (kept - first) / (last - first)) / kept
 
 
 def area_under_risk_coverage(scores: Tensor, wrong: Tensor) -> float:
@@ -136,6 +153,12 @@ def mean_within_ties(values: Tensor, keys: Tensor) -> Tensor:
     _, group, counts = keys.unique(return_inverse=True, return_counts=True)
     sums = torch.zeros(len(counts), dtype=values.dtype).index_add(0, group, values)
     return sums.div(counts)[group]
+
+
+def _ties(ordered: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the rows in order (..., example) are below each score, and how many are not above it."""
+    scores = scores.contiguous()
+    return torch.searchsorted(ordered, scores), torch.searchsorted(ordered, scores, right=True)
 
 
 def _check(scores: Tensor, events: Tensor) -> None:

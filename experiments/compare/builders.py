@@ -28,6 +28,7 @@ from bayes_lora.inference import (
     SWAGCollector,
     SWAGPredictor,
     checkpoint_states,
+    fit,
     fit_laplace,
     fit_network,
     trainable_state,
@@ -38,7 +39,7 @@ from bayes_lora.inference.randomness import seeded
 from bayes_lora.models import BayesianLoRA
 
 _MEMBERS = {"checkpoint_ensemble": 5, "deep_ensemble": 3}
-_MEMBER_SEEDS = 1000  # between the seeds of a deep ensemble's members, so that they are nobody else's
+_MEMBER_SEEDS = 1000  # between the seeds of a deep ensemble's members; the first is the point estimate itself
 _SWAG_ITERATES = 20
 # Those of the method's published code, but for the temperature, which it anneals.
 _BLOB_PRIOR, _BLOB_START = {"temperature": 1e-2, "prior_scale": 0.2}, {"init_scale": 2e-3}
@@ -62,16 +63,26 @@ def check(fitting: Fitting, method: Method) -> None:
         fitting.posterior_config(method, objective="elbo", **_BLOB_PRIOR)
     elif method.name.startswith("laplace"):
         _laplace_options(method)
-    elif method.name in _MEMBERS:
-        _members(method)
-    elif (
-        method.name == "mc_dropout"
-        and not 0 < method.given("probability").get("probability", fitting.study.lora.dropout) < 1
-    ):
-        raise ConfigurationError(
-            f"{method.label} needs dropout above 0 and below 1. Train with --lora-dropout 0.1, or write "
-            "mc_dropout[probability=0.1]."
-        )
+    elif method.name == "mc_dropout":
+        probability = method.given("probability").get("probability", fitting.study.lora.dropout)
+        if not (isinstance(probability, int | float) and 0 < probability < 1):
+            raise ConfigurationError(
+                f"{method.label} needs dropout above 0 and below 1. Train with --lora-dropout 0.1, or write "
+                "mc_dropout[probability=0.1]."
+            )
+    elif method.name == "checkpoint_ensemble":
+        if _members(method) > fitting.num_checkpoints:
+            raise ConfigurationError(
+                f"{method.label} needs {_members(method)} checkpoints, and the point estimate keeps "
+                f"{fitting.num_checkpoints}. Ask for fewer members."
+            )
+    elif method.name == "deep_ensemble":
+        members = [_member_seed(seed, member) for seed in fitting.study.seeds for member in range(_members(method))]
+        if len(set(members)) < len(members):
+            raise ConfigurationError(
+                f"the ensembles of --seeds {','.join(map(str, fitting.study.seeds))} would share members, which are "
+                f"trained {_MEMBER_SEEDS} seeds apart. Choose seeds that are closer together, such as 0,1,2."
+            )
     for name, value in method.given("scale", "init_scale").items():
         require_positive(f"{method.label}: {name}", value)
 
@@ -98,9 +109,13 @@ def _checkpoint_ensemble(fitting: Fitting, method: Method, seed: int) -> Fitted:
 
 
 def _deep_ensemble(fitting: Fitting, method: Method, seed: int) -> Fitted:
-    trained = [fitting.point(seed + _MEMBER_SEEDS * member) for member in range(_members(method))]
+    trained = [fitting.point(_member_seed(seed, member)) for member in range(_members(method))]
     states = [trainable_state(point.network) for point, _ in trained]
     return Fitted(Ensemble(trained[0][0].network, states), sum((cost for _, cost in trained), Cost()))
+
+
+def _member_seed(seed: int, member: int) -> int:
+    return seed + _MEMBER_SEEDS * member
 
 
 def _members(method: Method) -> int:
@@ -147,18 +162,8 @@ def _swag(fitting: Fitting, method: Method, seed: int) -> Fitted:
         options = _swag_options(fitting.study, method, seed)
         every = max(1, fitting.num_steps(options) // _SWAG_ITERATES)
         collector = SWAGCollector(point.network, every=every, num_deviations=_SWAG_ITERATES)
-        with Measured() as training:
-            fit_network(
-                point.network,
-                fitting.fit.data,
-                options,
-                collate=fitting.fit.collate,
-                console=fitting.console,
-                checkpoints=folder / CHECKPOINTS,
-                callbacks=[collector],
-            )
-        swag, own = collector.swag(), training.cost
-        own.write(folder)
+        own = fitting.train(partial(fit_network, point.network, callbacks=[collector]), method, options)
+        swag = collector.swag()
         swag.save(path)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return Fitted(SWAGPredictor(point.network, swag, **method.given("scale")), cost + own)
@@ -182,7 +187,7 @@ def _mean_field(fitting: Fitting, method: Method, seed: int) -> Fitted:
         model = BayesianLoRA(fitting.new_lora(seed), config)
         guide = MeanFieldGuide(model, **{**_BLOB_START, **method.given("init_scale")})
     options = fitting.study.options(seed, **method.given("epochs", "learning_rate", "posterior_learning_rate"))
-    cost = fitting.train(model, guide, method, options)
+    cost = fitting.train(partial(fit, model, guide), method, options)
     return fitting.predictive(method, seed, model, guide, cost)
 
 

@@ -47,7 +47,9 @@ def compare_command(
             "laplace\\[link=probit]; after it +calibrated or +temperature, chosen on held-out rows."
         ),
     ] = _DEFAULT,
-    reference: Annotated[str, typer.Option(help="The method that the others are tested against.")] = "map",
+    reference: Annotated[
+        str, typer.Option(help="The methods that each of the others is tested against.")
+    ] = "map,temperature",
     task: Annotated[str | None, typer.Option(help="mrpc, rte, cola, wic or boolq.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Reads <data-dir>/<task>/{train,validation}.jsonl.gz instead of the hub.")
@@ -99,13 +101,13 @@ def compare_command(
     """Train and predict with many methods on the same rows and seeds, and write tables, figures and tests.
 
     What one method has trained, those that start from it share. It can be stopped at any time: the same command goes
-    on with it.
+    on with it. It runs on the CPU.
     """
     given = dict(context.params)
     if quick:
         given |= {name: value for name, value in _QUICK.items() if name not in typed(context)}
     wanted = parse_methods(methods)
-    against = _reference(reference, wanted, typed(context))
+    against = _references(reference, wanted, typed(context))
     study = Study(
         source=rows_source({**given, "limit": None, "seed": 0}),
         outside=outside,
@@ -143,14 +145,17 @@ def compare_command(
         raise typer.Exit(1)
 
 
-def _reference(text: str, methods: Sequence[Method], typed_options: Mapping[str, str]) -> Method:
-    """The method to test against; the first one, where nobody said and the usual one is not among them."""
+def _references(text: str, methods: Sequence[Method], typed_options: Mapping[str, str]) -> list[Method]:
+    """The methods to test against; where nobody said, the usual ones, or the first one where none of them is there."""
     named = parse_methods(text)
-    if len(named) == 1 and named[0] in methods:
-        return named[0]
+    known = [method for method in named if method in methods]
     if "reference" not in typed_options:
-        return methods[0]
-    raise ConfigurationError(f"--reference {text!r} must be one of the --methods that are compared. Name one of them.")
+        return known or [methods[0]]
+    if len(known) < len(named):
+        raise ConfigurationError(
+            f"--reference {text!r} must be some of the --methods that are compared. Name one of them, or more."
+        )
+    return known
 
 
 def _seeds(text: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,17 @@ class Fitting:
         """Of a training."""
         return options.epochs * math.ceil(len(self.fit.data) / options.batch_size)
 
+    def checkpoint_every(self, options: FitOptions) -> int:
+        """Steps between the checkpoints of a point estimate."""
+        # Up, not down: the last step is saved in any case, and may not follow the one before at once.
+        return math.ceil(self.num_steps(options) / _NUM_CHECKPOINTS)
+
+    @property
+    def num_checkpoints(self) -> int:
+        """That the point estimate of the study keeps."""
+        options = self.study.training
+        return math.ceil(self.num_steps(options) / self.checkpoint_every(options))
+
     def posterior(
         self, method: Method, seed: int, network: Callable[[], Any], **changes: Any
     ) -> tuple[BayesianLoRA, MonteCLoRAGuide, Cost]:
@@ -108,7 +119,7 @@ class Fitting:
         options = self.study.options(
             seed, **{**changes, **method.given("epochs", "learning_rate", "posterior_learning_rate")}
         )
-        cost = self.train(model, guide, method, options)
+        cost = self.train(partial(fit, model, guide), method, options)
         save_posterior(model, guide, folder / "posterior")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return model, guide, cost
@@ -138,13 +149,11 @@ class Fitting:
         with seeded(seed, torch.device("cpu")):
             return add_lora(base.network, base.new_modules, self.study.lora)
 
-    def train(self, model: BayesianLoRA, guide: Any, method: Method, options: FitOptions) -> Cost:
-        """Fit model and guide, on from their last checkpoint; returns what it cost, whenever that was."""
+    def train(self, fitting: Callable[..., Any], method: Method, options: FitOptions) -> Cost:
+        """Call `fitting` on the rows, on from its last checkpoint; returns what it cost, whenever that was."""
         folder = self.place(method, options.seed)
         with Measured() as training:
-            fit(
-                model,
-                guide,
+            fitting(
                 self.fit.data,
                 options,
                 collate=self.fit.collate,
@@ -166,20 +175,9 @@ class Fitting:
         changes: dict[str, Any] = {"learning_rate": _RATES[way]} if way in _RATES else {}
         options = self.study.options(seed, **{**changes, **method.given("epochs", "learning_rate")})
         if method.name == "map":
-            # Up, not down: the last step is saved in any case, and may not follow the one before at once.
-            every = math.ceil(self.num_steps(options) / _NUM_CHECKPOINTS)
-            options = self.study.options(seed, save_every=every, keep_checkpoints=None)
-        with Measured() as training:
-            fit_point(
-                point,
-                self.fit.data,
-                options,
-                collate=self.fit.collate,
-                console=self.console,
-                checkpoints=folder / CHECKPOINTS,
-            )
-        training.cost.write(folder)
+            options = replace(options, save_every=self.checkpoint_every(options), keep_checkpoints=None)
+        cost = self.train(partial(fit_point, point), method, options)
         save_trained(point, folder / "trained")  # last: it says that all of this is there
         if method.name != "map":  # whose checkpoints are an ensemble
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        return point, training.cost
+        return point, cost

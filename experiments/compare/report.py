@@ -13,18 +13,16 @@ from torch import Tensor
 from bayes_lora.experiments import plots
 from bayes_lora.experiments.compare.methods import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
+from bayes_lora.experiments.compare.significance import Differences, significance
 from bayes_lora.experiments.outputs import write_file
 from bayes_lora.experiments.report import png
-from bayes_lora.experiments.stored_predictions import require_same_rows
-from bayes_lora.inference import all_metrics, mean_difference
-from bayes_lora.inference.bootstrap import Difference, mean_and_standard_error
-from bayes_lora.inference.metrics import example_losses
+from bayes_lora.inference import all_metrics
+from bayes_lora.inference.bootstrap import mean_and_standard_error
 from bayes_lora.inference.uncertainty_metrics import risk_coverage_curve, uncertainty_scores
 
 RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"
 MARKDOWN_FILE, LATEX_FILE = "table.md", "table.tex"
 RELIABILITY_FILE, RISK_FILE = "reliability.png", "risk_coverage.png"
-_TESTED = ("accuracy", "nll", "brier")
 
 
 @dataclass(frozen=True)
@@ -74,35 +72,24 @@ def scores(results: Results) -> Scores:
     return found
 
 
-def write_report(results: Results, reference: Method) -> Scores:
-    """Write every table and figure into the study's folder; returns the numbers behind them."""
+def write_report(results: Results, references: Sequence[Method]) -> Scores:
+    """Write every table and figure into the study's folder; returns the numbers behind them.
+
+    Args:
+        results: of the study.
+        references: the methods that all others are tested against.
+    """
     found, folder = scores(results), results.folder
     if not found:
         return found
     write_file(folder / RESULTS_FILE, _csv(_long_rows(results, found)))
     write_file(folder / MARKDOWN_FILE, markdown(found).encode())
     write_file(folder / LATEX_FILE, latex(found).encode())
-    differences = significance(results, reference)
-    (folder / SIGNIFICANCE_FILE).unlink(missing_ok=True)  # it may be about another reference
+    differences = _difference_rows(significance(results, references))
+    (folder / SIGNIFICANCE_FILE).unlink(missing_ok=True)  # it may be about other references
     if differences:
-        write_file(folder / SIGNIFICANCE_FILE, _csv(_difference_rows(differences, reference)))
+        write_file(folder / SIGNIFICANCE_FILE, _csv(differences))
     _draw(results, found, folder)
-    return found
-
-
-def significance(
-    results: Results, reference: Method, metrics: Sequence[str] = _TESTED
-) -> dict[Method, dict[str, Difference]]:
-    """Paired bootstrap over examples: each method minus the reference, on the same rows and seeds."""
-    found: dict[Method, dict[str, Difference]] = {}
-    for method in results.methods:
-        seeds = [seed for seed in results.seeds if results.is_done(method, seed) and results.is_done(reference, seed)]
-        if method == reference or not seeds:
-            continue
-        for seed in seeds:
-            require_same_rows(results.read(method, seed), results.read(reference, seed))
-        both = [_losses(results, of, seeds) for of in (method, reference)]
-        found[method] = {metric: mean_difference(both[0][metric], both[1][metric]) for metric in metrics}
     return found
 
 
@@ -156,16 +143,6 @@ def table_cells(found: Scores, columns: Sequence[Column], best: str, between: st
     return texts
 
 
-def _losses(results: Results, method: Method, seeds: Sequence[int]) -> dict[str, Tensor]:
-    """(seed, example) of each metric that is a mean over rows."""
-    each = []
-    for seed in seeds:
-        prediction = results.read(method, seed).prediction
-        assert prediction.labels is not None
-        each.append(example_losses(prediction.mean_probs, prediction.labels))
-    return {metric: torch.stack([losses[metric] for losses in each]) for metric in each[0]}
-
-
 def _long_rows(results: Results, found: Scores) -> list[dict[str, object]]:
     rows = []
     for method, of_seeds in found.items():
@@ -175,9 +152,7 @@ def _long_rows(results: Results, found: Scores) -> list[dict[str, object]]:
     return rows
 
 
-def _difference_rows(
-    differences: Mapping[Method, Mapping[str, Difference]], reference: Method
-) -> list[dict[str, object]]:
+def _difference_rows(differences: Differences) -> list[dict[str, object]]:
     return [
         {
             "method": method.label,
@@ -187,8 +162,9 @@ def _difference_rows(
             "low_95": of.low,
             "high_95": of.high,
             "p_value": of.p_value,
+            "resamples": of.num_resamples,
         }
-        for method, metrics in differences.items()
+        for (method, reference), metrics in differences.items()
         for metric, of in metrics.items()
     ]
 

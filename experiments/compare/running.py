@@ -1,11 +1,13 @@
 """Running a comparison: one job for each method and seed, each done once, in pieces of any length."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -115,16 +117,24 @@ def run_study(
                 break
             console.print(Text(f"{number}/{len(jobs)}  seed {seed}  {method.label}"))
             began = time.monotonic()
-            try:
+            with _failing_alone(results, method, seed, console):
                 bench.do(results, method, seed)
                 session.done(method=method.label, seed=seed, seconds=round(time.monotonic() - began, 1))
-            except BayesLoRAError as error:  # the others have nothing to do with it
-                results.failed[method, seed] = f"{type(error).__name__}: {error}"
-                console.print(Text(f"  failed: {results.failed[method, seed]}", style="red"))
     for method, seed in results.missing:
         if method.tempered and results.is_done(method.untempered, seed):
-            _temper(results, method, seed)
+            with _failing_alone(results, method, seed, console):
+                _temper(results, method, seed)
     return results
+
+
+@contextmanager
+def _failing_alone(results: Results, method: Method, seed: int, console: Console) -> Iterator[None]:
+    """Note what goes wrong with a method: the others have nothing to do with it."""
+    try:
+        yield
+    except (BayesLoRAError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+        results.failed[method, seed] = f"{type(error).__name__}: {error}"
+        console.print(Text(f"  failed: {results.failed[method, seed]}", style="red"))
 
 
 @dataclass(frozen=True)
@@ -159,6 +169,11 @@ class _Bench:
         for part, (task, split, rows) in self.parts.items():
             with Measured() as predicting, self.fitting.precision():
                 prediction = fitted.predictor(rows.loader(), num_samples=self.study.num_samples, seed=seed)
+            if not torch.isfinite(prediction.logits).all():
+                raise DataError(
+                    f"{method.label} predicts logits that are NaN or infinite on rows of {task}. Look at its options, "
+                    "and at its learning rate if it was trained."
+                )
             peak = (fitted.cost + predicting.cost).peak_memory_bytes
             about = About(method.label, seed, task, split, fitted.cost.seconds, predicting.cost.seconds, peak)
             stored[part] = StoredPrediction(rows.in_order(prediction), rows.row_ids, about)

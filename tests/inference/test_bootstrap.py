@@ -17,11 +17,16 @@ from bayes_lora.inference.bootstrap import (
     mean_and_standard_error,
     mean_difference,
     metric_difference,
+    one_by_one,
 )
-from bayes_lora.inference.uncertainty_metrics import auroc
+from bayes_lora.inference.uncertainty_metrics import auroc, batched_auroc
 
 FAILURE_RATE = 1e-4  # of a simulation below, were the method exact
 ZERO = torch.zeros(3, dtype=torch.double)
+
+
+def nothing(rows: Tensor) -> Tensor:
+    return torch.zeros(len(rows))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -29,7 +34,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def mean_of(losses: Tensor) -> Statistic:
-    return lambda rows: losses[rows].mean().item()
+    return lambda rows: losses[rows].mean(-1)
 
 
 def test_a_tiny_case_against_all_resamples() -> None:
@@ -173,8 +178,8 @@ def test_a_single_row() -> None:
 
 def test_resamples_on_which_the_metric_has_no_value_are_left_out() -> None:
     scores, wrong = torch.arange(6.0), torch.tensor([False, False, True, False, False, False])
-    of = [lambda rows: auroc(scores[rows], wrong[rows])]
-    opposite = [lambda rows: auroc(-scores[rows], wrong[rows])]
+    of = [one_by_one(lambda rows: auroc(scores[rows], wrong[rows]))]
+    opposite = [one_by_one(lambda rows: auroc(-scores[rows], wrong[rows]))]
     found = metric_difference(of, opposite, 6, num_resamples=300)
     share = 1 - (5 / 6) ** 6 - (1 / 6) ** 6
     assert stats.binom.ppf(FAILURE_RATE, 300, share) <= found.num_resamples
@@ -184,28 +189,48 @@ def test_resamples_on_which_the_metric_has_no_value_are_left_out() -> None:
 
 
 def test_a_metric_without_a_value() -> None:
-    found = metric_difference([lambda rows: math.nan], [lambda rows: 0.0], 5, num_resamples=10)
+    found = metric_difference([one_by_one(lambda rows: math.nan)], [nothing], 5, num_resamples=10)
     assert all(math.isnan(value) for value in (found.estimate, found.low, found.high, found.p_value))
     assert found.num_resamples == 0
+
+
+def test_one_set_of_rows_and_many_are_the_same() -> None:
+    def at_once(seed: int) -> Statistic:
+        scores, wrong = normal(50, seed=seed).round(decimals=1), normal(50, seed=seed + 2) > 0
+        return lambda rows: batched_auroc(scores[rows], wrong[rows])
+
+    def slow(seed: int) -> Statistic:
+        scores, wrong = normal(50, seed=seed).round(decimals=1), normal(50, seed=seed + 2) > 0
+        return one_by_one(lambda rows: auroc(scores[rows], wrong[rows]))
+
+    fast = metric_difference([at_once(0)], [at_once(1)], 50, num_resamples=200)
+    assert_same(fast, metric_difference([slow(0)], [slow(1)], 50, num_resamples=200))
+    assert fast.low < fast.estimate < fast.high
+
+
+@pytest.mark.parametrize("statistic", [lambda rows: 0.5, lambda rows: torch.tensor(0.5), lambda rows: rows[:, 0:1]])
+def test_a_statistic_of_another_form(statistic: Statistic) -> None:
+    with pytest.raises(ConfigurationError, match=r"\(1, 3\), where one number for each resample.*one_by_one"):
+        metric_difference([statistic], [nothing], 3)
 
 
 def test_strata_keep_their_sizes() -> None:
     strata = torch.tensor([0, 1, 1, 0, 1, 1, 1])
     seen = []
 
-    def count(rows: Tensor) -> float:
-        assert len(rows) == 7
+    def count(rows: Tensor) -> Tensor:
+        assert rows.shape[1] == 7
         seen.append(rows)
-        return strata[rows].sum().item()
+        return strata[rows].sum(-1)
 
-    found = metric_difference([count], [lambda rows: 0.0], 7, strata=strata, num_resamples=200)
+    found = metric_difference([count], [nothing], 7, strata=strata, num_resamples=200)
     assert found == Difference(5.0, 5.0, 5.0, 2 / 201, 200)
     # Every row of either stratum is drawn, and repeated.
-    drawn = torch.stack(seen[:-1])
+    drawn = torch.cat(seen[1:])
     assert set(drawn.flatten().tolist()) == set(range(7))
     assert any(len(set(rows.tolist())) < 7 for rows in drawn)
     # Without strata, the count varies.
-    assert metric_difference([count], [lambda rows: 0.0], 7, num_resamples=200).low < 5
+    assert metric_difference([count], [nothing], 7, num_resamples=200).low < 5
 
 
 def test_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from bayes_lora.inference import Prediction
 from bayes_lora.inference.uncertainty_metrics import (
     area_under_risk_coverage,
     auroc,
+    batched_auroc,
+    batched_risk,
     mean_within_ties,
     out_of_distribution_auroc,
     risk_coverage_curve,
@@ -93,6 +95,18 @@ def test_ties_are_the_mean_over_all_orders() -> None:
         assert selective_accuracy(SCORES, WRONG, coverage=kept / 7) == pytest.approx(1 - expected[kept - 1].item())
     # Not all orders give the same, so there was something to average.
     assert len({tuple(row) for row in risks}) > 1
+
+
+def test_many_sets_of_rows_at_once_are_each_on_its_own() -> None:
+    scores, wrong = random_rows()
+    rows = torch.randint(len(scores), (2, 3, 20), generator=torch.Generator().manual_seed(1))
+    rows[0, 0] = rows[0, 0, 0]  # all rows the same one, for which there is no AUROC
+    areas, risks = batched_auroc(scores[rows], wrong[rows]), batched_risk(scores[rows], wrong[rows])
+    for place in itertools.product(range(2), range(3)):
+        of = scores[rows[place]], wrong[rows[place]]
+        assert areas[place].item() == pytest.approx(auroc(*of), rel=1e-12, nan_ok=True)
+        torch.testing.assert_close(risks[place], risk_coverage_curve(*of)[1], rtol=1e-12, atol=0)
+    assert areas.isnan().sum() == 1
 
 
 @pytest.mark.parametrize("metric", [area_under_risk_coverage, selective_accuracy, auroc])

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from bayes_lora.errors import ConfigurationError, RunExistsError
 from bayes_lora.experiments.compare.methods import Method, parse_methods
-from bayes_lora.experiments.compare.report import latex, markdown, scores, significance, write_report
+from bayes_lora.experiments.compare.report import latex, markdown, scores, write_report
 from bayes_lora.experiments.compare.running import EVALUATED, Results, run_study
+from bayes_lora.experiments.compare.significance import significance
 from bayes_lora.inference import all_metrics
 from bayes_lora.inference.metrics import example_losses
 from tests.experiments.commands import run
@@ -28,7 +29,7 @@ def done(data_dir: Path, base: str, tmp_path_factory: pytest.TempPathFactory) ->
     """Two seeds of five methods."""
     folder = tmp_path_factory.mktemp("studies") / "study"
     results = run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), folder, console=QUIET)
-    write_report(results, Method("map"))
+    write_report(results, [Method("map"), Method("map", tempered=True)])
     return results
 
 
@@ -115,15 +116,21 @@ def test_tables(done: Results) -> None:
     assert r"mc\_dropout" in table
 
 
-def test_significance_is_against_the_reference(done: Results) -> None:
-    found = significance(done, Method("map"))
-    assert Method("map") not in found
-    for method, metrics in found.items():
+def test_significance_is_against_the_references(done: Results) -> None:
+    found = significance(done, [Method("map")])
+    assert found.keys() == {(method, Method("map")) for method in done.methods[1:]}
+    tested = {"accuracy", "nll", "brier", "aurc", "misclassification_auroc_entropy", "ood_auroc_entropy"}
+    for (method, _), metrics in found.items():
+        assert metrics.keys() == tested
         for metric, difference in metrics.items():
             means = [scores(done)[of][seed][metric] for of in (method, Method("map")) for seed in (0, 1)]
             assert difference.estimate == pytest.approx((means[0] + means[1] - means[2] - means[3]) / 2)
     with (done.folder / "significance.csv").open(encoding="utf-8") as file:
-        assert len(list(csv.DictReader(file))) == 4 * 3
+        rows = list(csv.DictReader(file))
+    assert [row["minus"] for row in rows] == ["map"] * 4 * 6 + ["temperature"] * 4 * 6
+    # One temperature leaves the order of the rows as it is.
+    same = [row for row in rows if (row["method"], row["minus"]) == ("temperature", "map")]
+    assert {row["metric"]: float(row["p_value"]) for row in same}["aurc"] == 1
 
 
 def test_it_goes_on_and_makes_only_what_is_missing(done: Results, data_dir: Path, base: str, tmp_path: Path) -> None:
@@ -173,6 +180,8 @@ def test_a_method_that_fails_does_not_stop_the_others(data_dir: Path, base: str,
         ("monteclora[objective=elbos]", "elbos"),
         ("monteclora[epochs=0.5]", "epochs"),
         ("mc_dropout[probability=2]", "above 0 and below 1"),
+        ("mc_dropout[probability=high]", "above 0 and below 1"),
+        ("checkpoint_ensemble[members=20]", r"needs 20 checkpoints, and the point estimate keeps \d\."),
         ("laplace[structure=dense]", "structure"),
         ("laplace[link=logit]", "link"),
         ("deep_ensemble[members=0]", "members=0"),
@@ -187,11 +196,26 @@ def test_wrong_options_are_found_before_anything_is_trained(
     assert not (tmp_path / "study" / "trained").exists()
 
 
+def test_ensembles_do_not_share_members(data_dir: Path, base: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="--seeds 0,1000 would share members"):
+        run_study(
+            make_study(data_dir, base, seeds=(0, 1000)), parse_methods("deep_ensemble"), tmp_path / "s", console=QUIET
+        )
+
+
+def test_a_method_that_predicts_no_numbers_does_not_stop_the_others(data_dir: Path, base: str, tmp_path: Path) -> None:
+    methods = parse_methods("map,monteclora_calibrated,swag[scale=1e+30],swag[scale=1e+30]+temperature")
+    results = run_study(make_study(data_dir, base), methods, tmp_path / "study", console=QUIET)
+    assert [method.label for method, _ in results.failed] == ["swag[scale=1e+30]"]
+    assert "logits that are NaN or infinite on rows of mrpc" in next(iter(results.failed.values()))
+    assert write_report(results, methods[:1]).keys() == set(methods[:2])
+
+
 def test_no_time_starts_nothing(data_dir: Path, base: str, tmp_path: Path) -> None:
     study = make_study(data_dir, base)
     results = run_study(study, parse_methods("map,temperature"), tmp_path / "study", console=QUIET, max_hours=0)
     assert len(results.missing) == 2
-    assert write_report(results, Method("map")) == {}
+    assert write_report(results, [Method("map")]) == {}
 
 
 @pytest.mark.parametrize("changes", [{"num_samples": 4}, {"held_out": 0.3}, {"train_rows": 30}])
@@ -233,7 +257,7 @@ def test_the_command(data_dir: Path, base: str, tmp_path: Path) -> None:
     assert "results.csv" in shown.stdout
     assert (tmp_path / "study" / "reliability.png").stat().st_size > 10_000
     assert "table.tex" in shown.stdout
-    with pytest.raises(ConfigurationError, match="--reference 'laplace' must be one of the --methods"):
+    with pytest.raises(ConfigurationError, match="--reference 'laplace' must be some of the --methods"):
         run(*arguments, "--reference", "laplace")
     with pytest.raises(RunExistsError, match="num_samples"):
         run(*arguments, "--num-samples", "5")

@@ -1,0 +1,82 @@
+"""Is one method of a study better than another?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.running import OUTSIDE, Results
+from bayes_lora.experiments.stored_predictions import require_same_rows
+from bayes_lora.inference import mean_difference
+from bayes_lora.inference.bootstrap import Difference, resampled, resampled_difference
+from bayes_lora.inference.metrics import example_losses
+from bayes_lora.inference.uncertainty_metrics import batched_auroc, batched_risk, uncertainty_scores
+
+Differences = dict[tuple[Method, Method], dict[str, Difference]]  # by method, reference, and metric
+
+
+def significance(results: Results, references: Sequence[Method]) -> Differences:
+    """Paired bootstrap over examples: each method minus each reference, on the same rows and seeds.
+
+    Of the metrics that are means over rows, and of the areas: under the risk-coverage curve, and of the detection of
+    errors and of rows from outside. Rows and rows from outside are drawn apart, as many of each as there are.
+    """
+    judged: dict[tuple[Method, int], _Judged] = {}
+    for of in results.methods:
+        judged |= {(of, seed): _Judged(results, of, seed) for seed in results.seeds if results.is_done(of, seed)}
+    found: Differences = {}
+    for reference in references:
+        for method in results.methods:
+            seeds = [seed for seed in results.seeds if {(method, seed), (reference, seed)} <= judged.keys()]
+            if method == reference or not seeds:
+                continue
+            for seed in seeds:
+                require_same_rows(results.read(method, seed), results.read(reference, seed))
+            ours, theirs = ([judged[of, seed] for seed in seeds] for of in (method, reference))
+            found[method, reference] = {
+                metric: mean_difference(*(torch.stack([each.losses[metric] for each in of]) for of in (ours, theirs)))
+                for metric in ours[0].losses
+            } | {
+                metric: resampled_difference(*([each.areas[metric] for each in of] for of in (ours, theirs)))
+                for metric in ours[0].areas
+            }
+    return found
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What the predictions of one method and seed are tested by; computed once, and compared with many."""
+
+    results: Results
+    method: Method
+    seed: int
+
+    @cached_property
+    def losses(self) -> dict[str, Tensor]:
+        """(example,) of each metric that is a mean over rows."""
+        prediction = self.results.read(self.method, self.seed).prediction
+        assert prediction.labels is not None
+        return example_losses(prediction.mean_probs, prediction.labels)
+
+    @cached_property
+    def areas(self) -> dict[str, Tensor]:
+        """(1 + resample,) of each metric that is none, by the names of `all_metrics`."""
+        wrong = self.losses["accuracy"] == 0
+        own = uncertainty_scores(self.results.read(self.method, self.seed).prediction)
+        entropy, least = own["entropy"], own["max_prob"]
+        found = {
+            "aurc": resampled(lambda rows: batched_risk(least[rows], wrong[rows]).mean(-1), len(wrong)),
+            "misclassification_auroc_entropy": resampled(
+                lambda rows: batched_auroc(entropy[rows], wrong[rows]), len(wrong)
+            ),
+        }
+        if self.results.with_outside:
+            other = uncertainty_scores(self.results.read(self.method, self.seed, OUTSIDE).prediction)["entropy"]
+            both, foreign = torch.cat([entropy, other]), torch.arange(len(entropy) + len(other)) >= len(entropy)
+            found["ood_auroc_entropy"] = resampled(
+                lambda rows: batched_auroc(both[rows], foreign[rows]), len(both), strata=foreign.long()
+            )
+        return found
