@@ -88,6 +88,9 @@ def compare_command(
     lora_alpha: Annotated[int, typer.Option(help="LoRA alpha.")] = 16,
     lora_dropout: Annotated[float, typer.Option(help="LoRA dropout, of all training and of MC dropout.")] = 0.1,
     targets: Annotated[str, typer.Option(help="attention, all-linear, or module names and commas.")] = "attention",
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the work; where there are several, each has one core.")
+    ] = 1,
     max_hours: Annotated[
         float | None, typer.Option(help="Start nothing more after so long; the same command goes on later.")
     ] = None,
@@ -128,7 +131,7 @@ def compare_command(
         eval_rows=given["eval_rows"],
         max_length=max_length,
     )
-    results = run_study(study, wanted, out, console=Console(stderr=True), max_hours=max_hours)
+    results = run_study(study, wanted, out, console=Console(stderr=True), workers=workers, max_hours=max_hours)
     found = write_report(results, against)
     if as_json:
         print(json.dumps(_as_json(results, found)))

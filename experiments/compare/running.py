@@ -1,22 +1,25 @@
 """Running a comparison: one job for each method and seed, each done once, in pieces of any length."""
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from joblib import Parallel, delayed, parallel_config
 from rich.console import Console
-from rich.text import Text
+from rich.markup import escape
 
+from bayes_lora.checks import require_count
 from bayes_lora.errors import BayesLoRAError, DataError
 from bayes_lora.experiments.base_models import load_base_model
 from bayes_lora.experiments.compare.builders import build, check
 from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.methods import Method, with_bases
+from bayes_lora.experiments.compare.schedule import stages
 from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.experiments.sessions import Session
@@ -85,56 +88,77 @@ class Results:
 
 
 def run_study(
-    study: Study, methods: Sequence[Method], folder: Path, *, console: Console, max_hours: float | None = None
+    study: Study,
+    methods: Sequence[Method],
+    folder: Path,
+    *,
+    console: Console,
+    workers: int = 1,
+    max_hours: float | None = None,
 ) -> Results:
-    """Do what is not done yet, seed by seed, so that every method has a result early.
+    """Do what is not done yet: first the point estimates that many methods start from, then seed by seed.
 
     Args:
         study: what the methods share.
         methods: any.
         folder: of the study; a new one, or one with the same study in it, which is then gone on with.
-        console: what is being done is said there.
+        console: what has been done is said there.
+        workers: processes that share the jobs, each on one core where there are several.
         max_hours: no job is started after so many; what is missing can be asked of the result.
 
     Raises:
         RunExistsError: the folder holds another study.
-        ConfigurationError: an option of a method has a value that it cannot have.
+        ConfigurationError: an option of a method has a value that it cannot have, or workers are below 1.
     """
+    require_count("workers", workers)
     rows = study.load()
     # Seeds may be added: what is there stays as good as it was.
     open_study(folder, {**study.to_json(), "rows": rows.checksum()}, growing=("seeds",))
     results = Results(folder, tuple(methods), study.seeds, rows.outside is not None)
-    jobs = [
+    wanted = [
         (method, seed) for seed in study.seeds for method in with_bases(methods) if not results.is_done(method, seed)
     ]
-    if jobs:
-        bench = _Bench.of(study, rows, folder, console)
-        for method, _ in jobs:
+    if wanted:
+        bench = _Bench.of(study, rows, folder, console if workers == 1 else None)
+        for method, _ in wanted:
             check(bench.fitting, method)
-        session, started = Session.start(folder), time.monotonic()
-        for number, (method, seed) in enumerate(jobs, start=1):
-            if max_hours is not None and time.monotonic() - started > 3600 * max_hours:
-                break
-            console.print(Text(f"{number}/{len(jobs)}  seed {seed}  {method.label}"))
-            began = time.monotonic()
-            with _failing_alone(results, method, seed, console):
-                bench.do(results, method, seed)
-                session.done(method=method.label, seed=seed, seconds=round(time.monotonic() - began, 1))
+        until = math.inf if max_hours is None else time.time() + 3600 * max_hours
+        _work_through(bench, results, wanted, workers, until, console)
     for method, seed in results.missing:
         if method.tempered and results.is_done(method.untempered, seed):
-            with _failing_alone(results, method, seed, console):
+            try:
                 _temper(results, method, seed)
+            except BayesLoRAError as error:
+                results.failed[method, seed] = f"{type(error).__name__}: {error}"
     return results
 
 
-@contextmanager
-def _failing_alone(results: Results, method: Method, seed: int, console: Console) -> Iterator[None]:
-    """Note what goes wrong with a method: the others have nothing to do with it."""
-    try:
-        yield
-    except (BayesLoRAError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-        results.failed[method, seed] = f"{type(error).__name__}: {error}"
-        console.print(Text(f"  failed: {results.failed[method, seed]}", style="red"))
+def _work_through(
+    bench: "_Bench",
+    results: Results,
+    wanted: Sequence[tuple[Method, int]],
+    workers: int,
+    until: float,
+    console: Console,
+) -> None:
+    session, finished = Session.start(results.folder), 0
+    left = [
+        [(seed, [method for method in chain if not results.is_done(method, seed)]) for seed, chain in stage]
+        for stage in stages(wanted)
+    ]
+    total = sum(len(chain) for stage in left for _, chain in stage)
+    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        for stage in left:
+            side_by_side = Parallel(return_as="generator_unordered", batch_size=1)
+            for seed, done in side_by_side(delayed(bench.attempt)(results, *chain, until) for chain in stage):
+                for method, seconds, error in done:
+                    if error:  # the others have nothing to do with it
+                        results.failed[method, seed] = error
+                    else:
+                        session.done(method=method.label, seed=seed, seconds=round(seconds, 1))
+                    finished += 1
+                    said = f"[red]failed: {escape(error)}[/]" if error else f"{seconds:.0f} s"
+                    console.print(f"{finished}/{total}  seed {seed}  {escape(method.label)}: {said}")
 
 
 @dataclass(frozen=True)
@@ -146,7 +170,7 @@ class _Bench:
     parts: Mapping[str, tuple[str, str, EncodedRows]]  # by part: name of the task, split, rows
 
     @classmethod
-    def of(cls, study: Study, rows: StudyRows, folder: Path, console: Console) -> "_Bench":
+    def of(cls, study: Study, rows: StudyRows, folder: Path, console: Console | None) -> "_Bench":
         tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
         fit, held_out, evaluated = (
             EncodedRows.of(rows.task, part, tokenizer, study) for part in (rows.fit, rows.held_out, rows.evaluated)
@@ -159,10 +183,26 @@ class _Bench:
             task = rows.outside.task
             found = EncodedRows.of(task, rows.outside.validation, tokenizer, study, labelled=False)
             parts[OUTSIDE] = (task.name, "validation", found)
-        shown = console if console.is_terminal else None
+        shown = console if console is not None and console.is_terminal else None
         return cls(study, Fitting(study, rows.task.label_names, fit, held_out, folder / _TRAINED, shown), parts)
 
-    def do(self, results: Results, method: Method, seed: int) -> None:
+    def attempt(
+        self, results: Results, seed: int, methods: Sequence[Method], until: float
+    ) -> tuple[int, list[tuple[Method, float, str]]]:
+        """Do methods one after the other, unless it is too late; the seconds of each, or what went wrong with it."""
+        done = []
+        for method in methods:
+            started, error = time.time(), ""
+            if started >= until:
+                break
+            try:
+                self._do(results, method, seed)
+            except (BayesLoRAError, torch.linalg.LinAlgError) as failure:  # type: ignore[attr-defined]
+                error = f"{type(failure).__name__}: {failure}"
+            done.append((method, time.time() - started, error))
+        return seed, done
+
+    def _do(self, results: Results, method: Method, seed: int) -> None:
         """Train what is to be trained, predict every part of the rows, store the predictions."""
         fitted = build(self.fitting, method, seed)
         stored = {}

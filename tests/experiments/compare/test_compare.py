@@ -196,6 +196,21 @@ def test_wrong_options_are_found_before_anything_is_trained(
     assert not (tmp_path / "study" / "trained").exists()
 
 
+def test_workers_share_the_jobs(done: Results, data_dir: Path, base: str, tmp_path: Path) -> None:
+    study, methods, folder = make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), tmp_path / "study"
+    results = run_study(study, methods, folder, console=QUIET, workers=2)
+    assert not results.missing
+    for method in methods:
+        for seed in (0, 1):
+            # One core adds up in another order than two.
+            theirs, ours = done.read(method, seed).prediction, results.read(method, seed).prediction
+            torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-3, atol=1e-3)
+    (session,) = json.loads((folder / "sessions.json").read_text(encoding="utf-8"))
+    assert len(session["jobs"]) == 2 * 4
+    with pytest.raises(ConfigurationError, match="workers=0"):
+        run_study(study, methods, folder, console=QUIET, workers=0)
+
+
 def test_ensembles_do_not_share_members(data_dir: Path, base: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="--seeds 0,1000 would share members"):
         run_study(

@@ -1,0 +1,29 @@
+"""Which jobs of a study may be done side by side."""
+
+from collections.abc import Sequence
+
+from bayes_lora.experiments.compare.methods import Method
+
+Chain = tuple[int, list[Method]]
+"""A seed, and methods that are done one after the other, since one finds what another has trained."""
+
+_POINT = Method("map")
+_FROM_SCRATCH = ("blob", "monteclora", "monteclora_sparse", "full", "dora", "adalora", "adapter")
+
+
+def stages(jobs: Sequence[tuple[Method, int]]) -> list[list[Chain]]:
+    """Chains, none of which needs what another one of its stage makes.
+
+    The first stage has the point estimates that other jobs start from, whether they are asked for or not.
+    """
+    first = dict.fromkeys(seed for method, seed in jobs if method.name not in _FROM_SCRATCH)
+    chains: dict[tuple[int, Method], Chain] = {}
+    for method, seed in jobs:
+        if method != _POINT:
+            chains.setdefault((seed, _trains(method)), (seed, []))[1].append(method)
+    return [[(seed, [_POINT]) for seed in first], list(chains.values())]
+
+
+def _trains(method: Method) -> Method:
+    """Whose training a job does, or finds done: ensembles share members, a calibrated posterior is another's."""
+    return Method(method.name) if method.name == "deep_ensemble" else Method(method.name, method.options)
