@@ -43,6 +43,8 @@ _MEMBER_SEEDS = 1000  # between the seeds of a deep ensemble's members; the firs
 _SWAG_ITERATES = 20
 # Those of the method's published code, but for the temperature, which it anneals.
 _BLOB_PRIOR, _BLOB_START = {"temperature": 1e-2, "prior_scale": 0.2}, {"init_scale": 2e-3}
+# From there to the standard deviations that it ends with is a long way for a few hundred steps of the usual size.
+_BLOB_RATE = {"posterior_learning_rate": 3e-2}
 
 
 def build(fitting: Fitting, method: Method, seed: int) -> Fitted:
@@ -186,7 +188,8 @@ def _mean_field(fitting: Fitting, method: Method, seed: int) -> Fitted:
     with seeded(seed, torch.device("cpu")):
         model = BayesianLoRA(fitting.new_lora(seed), config)
         guide = MeanFieldGuide(model, **{**_BLOB_START, **method.given("init_scale")})
-    options = fitting.study.options(seed, **method.given("epochs", "learning_rate", "posterior_learning_rate"))
+    rates = {**_BLOB_RATE, **method.given("epochs", "learning_rate", "posterior_learning_rate")}
+    options = fitting.study.options(seed, **rates)
     cost = fitting.train(partial(fit, model, guide), method, options)
     return fitting.predictive(method, seed, model, guide, cost)
 
