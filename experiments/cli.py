@@ -2,7 +2,6 @@
 
 import json
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 
 from bayes_lora.errors import BayesLoRAError, ConfigurationError
+from bayes_lora.experiments import ignore_known_warnings
 from bayes_lora.experiments.bench_command import bench_command
 from bayes_lora.experiments.compare.command import compare_command
 from bayes_lora.experiments.demo import run_demo
@@ -195,8 +195,7 @@ def demo_command(
 
 def main() -> None:
     """Entry point: an error of this library is one message and exit status 1, not a traceback."""
-    # peft asks transformers by a name that its next major version drops: nothing a user can act on.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    ignore_known_warnings()
     try:
         app()
     except BayesLoRAError as error:

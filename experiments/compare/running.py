@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from bayes_lora.checks import require_count
 from bayes_lora.errors import BayesLoRAError, DataError
+from bayes_lora.experiments import ignore_known_warnings
 from bayes_lora.experiments.base_models import load_base_model
 from bayes_lora.experiments.compare.builders import build, check
 from bayes_lora.experiments.compare.cost import Measured
@@ -147,7 +148,7 @@ def _work_through(
         for stage in stages(wanted)
     ]
     total = sum(len(chain) for stage in left for _, chain in stage)
-    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1, initializer=ignore_known_warnings):
         for stage in left:
             side_by_side = Parallel(return_as="generator_unordered", batch_size=1)
             for seed, done in side_by_side(delayed(bench.attempt)(results, *chain, until) for chain in stage):

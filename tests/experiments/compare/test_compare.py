@@ -196,7 +196,9 @@ def test_wrong_options_are_found_before_anything_is_trained(
     assert not (tmp_path / "study" / "trained").exists()
 
 
-def test_workers_share_the_jobs(done: Results, data_dir: Path, base: str, tmp_path: Path) -> None:
+def test_workers_share_the_jobs(
+    done: Results, data_dir: Path, base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     study, methods, folder = make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), tmp_path / "study"
     results = run_study(study, methods, folder, console=QUIET, workers=2)
     assert not results.missing
@@ -207,6 +209,7 @@ def test_workers_share_the_jobs(done: Results, data_dir: Path, base: str, tmp_pa
             torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-3, atol=1e-3)
     (session,) = json.loads((folder / "sessions.json").read_text(encoding="utf-8"))
     assert len(session["jobs"]) == 2 * 4
+    assert "Warning" not in capfd.readouterr().err
     with pytest.raises(ConfigurationError, match="workers=0"):
         run_study(study, methods, folder, console=QUIET, workers=0)
 
