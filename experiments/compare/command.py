@@ -131,8 +131,10 @@ def compare_command(
         eval_rows=given["eval_rows"],
         max_length=max_length,
     )
-    results = run_study(study, wanted, out, console=Console(stderr=True), workers=workers, max_hours=max_hours)
-    found = write_report(results, against)
+    console = Console(stderr=True)
+    results = run_study(study, wanted, out, console=console, workers=workers, max_hours=max_hours)
+    with console.status("Tables, tests and figures"):
+        found = write_report(results, against)
     if as_json:
         print(json.dumps(_as_json(results, found)))
         raise typer.Exit(1 if results.failed else 0)
