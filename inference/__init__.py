@@ -1,6 +1,7 @@
 """Inference: the guide, objectives, training, the posterior predictive, and the methods it is compared with."""
 
 from bayes_lora.inference.autoguides import AutoAdapterGuide, autoguide
+from bayes_lora.inference.base_rate import BaseRate
 from bayes_lora.inference.bootstrap import mean_difference, metric_difference, one_by_one
 from bayes_lora.inference.calibration import ScaleCalibration, calibrate_scale
 from bayes_lora.inference.ensemble import Ensemble, checkpoint_states, read_state, trainable_state
@@ -38,6 +39,7 @@ from bayes_lora.inference.training import FitResult, fit, fit_network
 __all__ = [
     "SWAG",
     "AutoAdapterGuide",
+    "BaseRate",
     "CardFacts",
     "Ensemble",
     "FitOptions",

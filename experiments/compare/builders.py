@@ -17,6 +17,7 @@ from bayes_lora.experiments.compare.study import Study
 from bayes_lora.experiments.point_networks import Way
 from bayes_lora.inference import (
     SWAG,
+    BaseRate,
     Ensemble,
     FitOptions,
     LaplaceOptions,
@@ -87,6 +88,12 @@ def check(fitting: Fitting, method: Method) -> None:
             )
     for name, value in method.given("scale", "init_scale").items():
         require_positive(f"{method.label}: {name}", value)
+
+
+def _base_rate(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    with Measured() as counting:
+        predictor = BaseRate(torch.tensor(fitting.fit.data["labels"]), len(fitting.label_names))
+    return Fitted(predictor, counting.cost)
 
 
 def _point_estimate(fitting: Fitting, method: Method, seed: int) -> Fitted:
@@ -213,6 +220,7 @@ def _quarter(study: Study) -> int:
 
 
 _BUILDERS: Mapping[str, Callable[[Fitting, Method, int], Fitted]] = {
+    "base_rate": _base_rate,
     **dict.fromkeys(("map", *get_args(Way)), _point_estimate),
     "mc_dropout": _mc_dropout,
     "checkpoint_ensemble": _checkpoint_ensemble,

@@ -32,7 +32,7 @@ from bayes_lora.experiments.tables import say
 from bayes_lora.inference import FitOptions
 from bayes_lora.precision import Precision
 
-_DEFAULT = "map,temperature,mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,swag,blob,monteclora"
+_DEFAULT = "base_rate,map,temperature,mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,swag,blob,monteclora"
 # What --quick says of each option that was not typed.
 _QUICK: dict[str, Any] = {"seeds": "0", "epochs": 1, "train_rows": 200, "eval_rows": 100, "num_samples": 4}
 

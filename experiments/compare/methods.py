@@ -16,6 +16,7 @@ _POINT = ("epochs", "learning_rate")
 
 # Every method, and the options that it takes.
 METHODS: Mapping[str, tuple[str, ...]] = {
+    "base_rate": (),
     "map": (),
     "temperature": (),
     "mc_dropout": ("probability",),

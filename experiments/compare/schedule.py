@@ -8,7 +8,7 @@ Chain = tuple[int, list[Method]]
 """A seed, and methods that are done one after the other, since one finds what another has trained."""
 
 _POINT = Method("map")
-_FROM_SCRATCH = ("blob", "monteclora", "monteclora_sparse", "full", "dora", "adalora", "adapter")
+_FROM_SCRATCH = ("base_rate", "blob", "monteclora", "monteclora_sparse", "full", "dora", "adalora", "adapter")
 
 
 def stages(jobs: Sequence[tuple[Method, int]]) -> list[list[Chain]]:

@@ -22,6 +22,7 @@ class Expected:
 
 
 TABLE = {
+    "base_rate": Expected(1),
     "map": Expected(1),
     "temperature": Expected(1),
     "mc_dropout": Expected(3, any_batches=False),

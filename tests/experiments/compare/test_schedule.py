@@ -21,8 +21,8 @@ def test_point_estimates_come_first_and_trainings_are_done_once() -> None:
 
 
 def test_only_what_starts_from_a_point_estimate_asks_for_one() -> None:
-    # These train a network of their own; every other method starts from the shared one.
-    own = {"monteclora", "monteclora_sparse", "blob", "full", "dora", "adalora", "adapter"}
+    # These train a network of their own, or none; every other method starts from the shared one.
+    own = {"base_rate", "monteclora", "monteclora_sparse", "blob", "full", "dora", "adalora", "adapter"}
     for method in parse_methods(",".join(METHODS)):
         first, _ = stages([(method.untempered, 5)])
         assert first == ([] if method.name in own else [(5, [Method("map")])]), method.label
