@@ -1,7 +1,6 @@
 """Fitting model and guide by stochastic variational inference."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, default_data_collator
 
 from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
+from bayes_lora.inference.callbacks import Clock
 from bayes_lora.inference.fit_options import FitOptions
 from bayes_lora.inference.progress import Display, history_entry, progress_bar
 from bayes_lora.inference.randomness import seeded
@@ -34,7 +34,7 @@ class FitResult:
     Attributes:
         history: one entry per `log_every` steps: step, epoch, learning_rate, loss, and the terms that sum to it,
             each the mean over the steps since the entry before.
-        seconds: wall-clock time of training.
+        seconds: wall-clock time of training; of a resumed one, with that until the checkpoint it went on from.
     """
 
     history: list[dict[str, float]] = field(default_factory=list)
@@ -166,19 +166,19 @@ class _Training:
         checkpoints: Path | None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> FitResult:
-        started = time.perf_counter()
+        clock = Clock()
         bar = progress_bar(self.console)
         with seeded(self.options.seed, self.device), TemporaryDirectory() as scratch, bar as progress:
             trainer = build(
                 args=self._arguments(checkpoints or Path(scratch), num_steps, saves=checkpoints is not None),
                 train_dataset=self.dataset,
                 data_collator=self.collate,
-                callbacks=[*callbacks, Display(progress, what, num_steps)],
+                callbacks=[*callbacks, clock, Display(progress, what, num_steps)],
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=checkpoints is not None)
         history = [history_entry(logs) for logs in trainer.state.log_history if "loss" in logs]
-        return FitResult(history, time.perf_counter() - started)
+        return FitResult(history, clock.seconds)
 
     def _arguments(self, folder: Path, num_steps: int, *, saves: bool) -> TrainingArguments:
         options = self.options

@@ -18,7 +18,7 @@ class Cost:
     """Of training or of a prediction.
 
     Attributes:
-        seconds: wall time. Of a training that was interrupted: since it was taken up last.
+        seconds: wall time. Of a training that was interrupted: without the steps that were lost, see `FitResult`.
         peak_memory_bytes: the most that the process held at once, Python, libraries and what earlier work left
             behind included; it compares methods only roughly.
     """

@@ -21,6 +21,7 @@ from bayes_lora.experiments.point_files import DESCRIPTION_FILE, load_trained, s
 from bayes_lora.experiments.point_networks import PointNetwork, fit_point, make_network
 from bayes_lora.inference import (
     FitOptions,
+    FitResult,
     MonteCLoRAGuide,
     Predictor,
     calibrate_scale,
@@ -149,11 +150,11 @@ class Fitting:
         with seeded(seed, torch.device("cpu")):
             return add_lora(base.network, base.new_modules, self.study.lora)
 
-    def train(self, fitting: Callable[..., Any], method: Method, options: FitOptions) -> Cost:
+    def train(self, fitting: Callable[..., FitResult], method: Method, options: FitOptions) -> Cost:
         """Call `fitting` on the rows, on from its last checkpoint; returns what it cost, whenever that was."""
         folder = self.place(method, options.seed)
         with Measured() as training:
-            fitting(
+            result = fitting(
                 self.fit.data,
                 options,
                 collate=self.fit.collate,
@@ -162,8 +163,9 @@ class Fitting:
             )
         if (folder / COST_FILE).is_file():  # it was trained before, and only loaded now
             return Cost.read(folder)
-        training.cost.write(folder)
-        return training.cost
+        cost = replace(training.cost, seconds=result.seconds)
+        cost.write(folder)
+        return cost
 
     def train_point(self, method: Method, seed: int) -> tuple[PointNetwork, Cost]:
         """A network trained in the way that the method names, or what it left when it was trained before."""

@@ -3,6 +3,8 @@
 import copy
 import io
 import re
+import time
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -10,9 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from transformers import TrainerCallback
 
 from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
-from bayes_lora.inference import FitOptions, FitResult, MonteCLoRAGuide, fit, predict
+from bayes_lora.inference import FitOptions, FitResult, MonteCLoRAGuide, fit, fit_network, predict
 from bayes_lora.models import BayesianLoRA
 from tests.networks import build_network, build_pair
 
@@ -262,3 +265,25 @@ def test_no_console_no_output(capsys: pytest.CaptureFixture[str]) -> None:
     run()
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_seconds_of_a_resumed_run_are_those_of_all_its_steps(tmp_path: Path) -> None:
+    class Slow(TrainerCallback):
+        """Each step takes a quarter of a second more, until the run is broken off after the third."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            time.sleep(0.25)
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    network, rows = build_network(), learnable_rows(40)
+    options = FitOptions(epochs=1, batch_size=8, save_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        fit_network(network, rows, options, checkpoints=tmp_path, callbacks=[Slow()])
+    seconds = fit_network(network, rows, options, checkpoints=tmp_path).seconds
+    quick = fit_network(network, rows, options).seconds
+    # Of the three slow steps the second was the last that was saved.
+    assert seconds > 2 * 0.25
+    assert seconds < 3 * 0.25 + 3 * quick
+    # What is finished is only loaded, and took as long as it took.
+    assert fit_network(network, rows, options, checkpoints=tmp_path).seconds >= seconds
