@@ -11,10 +11,10 @@ from rich.console import Console
 
 from bayes_lora.errors import BayesLoRAError, ConfigurationError
 from bayes_lora.experiments import ignore_known_warnings
-from bayes_lora.experiments.bench_command import bench_command
+from bayes_lora.experiments.bench.command import bench_command
 from bayes_lora.experiments.compare.command import compare_command
 from bayes_lora.experiments.demo import run_demo
-from bayes_lora.experiments.diagnose_command import diagnose_command
+from bayes_lora.experiments.diagnose.command import diagnose_command
 from bayes_lora.experiments.ground_truth.command import ground_truth_command
 from bayes_lora.experiments.options import require_alone, rows_source, run_config
 from bayes_lora.experiments.outputs import check_output

@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
-from bayes_lora.experiments.bench_memory import resident_peak
+from bayes_lora.experiments.machine import resident_peak
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.files import read_json
 

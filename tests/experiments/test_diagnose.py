@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bayes_lora.errors import DataError, RunExistsError
-from bayes_lora.experiments.diagnose_command import DATA_FILE, FINDINGS_FILE
+from bayes_lora.experiments.diagnose.command import DATA_FILE, FINDINGS_FILE
 from bayes_lora.experiments.runs import load_run
 from bayes_lora.inference import load_inference_data
 from bayes_lora.inference.arviz_bridge import group, summary

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bayes_lora.errors import RunExistsError
-from bayes_lora.experiments.diagnosis import Diagnosis, diagnose
-from bayes_lora.experiments.diagnosis_report import intervals, write_diagnosis
+from bayes_lora.experiments.diagnose.diagnosis import Diagnosis, diagnose
+from bayes_lora.experiments.diagnose.report import intervals, write_diagnosis
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.experiments.tables import say
 from bayes_lora.inference import save_inference_data

@@ -14,8 +14,8 @@ from peft.tuners.lora.config import MontecloraConfig
 from torch import Tensor, nn
 
 from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.experiments.bench_cases import Batch, Case, adapter_bank, lora_network, make_batch, plain_network
-from bayes_lora.experiments.bench_timing import Turn, synchronize, timed
+from bayes_lora.experiments.bench.cases import Batch, Case, adapter_bank, lora_network, make_batch, plain_network
+from bayes_lora.experiments.bench.timing import Turn, synchronize, timed
 from bayes_lora.inference import (
     FitOptions,
     ItemizedELBO,

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from bayes_lora.errors import BenchError, DataError
-from bayes_lora.experiments.bench_check import check_against
-from bayes_lora.experiments.bench_results import Record, Results
-from bayes_lora.experiments.bench_timing import Estimate
+from bayes_lora.experiments.bench.check import check_against
+from bayes_lora.experiments.bench.results import Record, Results
+from bayes_lora.experiments.bench.timing import Estimate
 
 
 def results_of(*ratios: float, contender: str = "paper", ours: bool = True, **settings: Any) -> Results:

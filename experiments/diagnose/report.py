@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bayes_lora.experiments import diagnostic_plots, plots
-from bayes_lora.experiments.diagnosis import Diagnosis
+from bayes_lora.experiments import plots
+from bayes_lora.experiments.diagnose import plots as diagnostic_plots
+from bayes_lora.experiments.diagnose.diagnosis import Diagnosis
 from bayes_lora.experiments.report import Picture, Section, TableData, write_report
 from bayes_lora.inference import Prediction, evaluate, metric_difference, one_by_one
 from bayes_lora.inference.arviz_bridge import group

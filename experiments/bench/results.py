@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bayes_lora.errors import DataError
-from bayes_lora.experiments.bench_timing import Estimate, Line
+from bayes_lora.experiments.bench.timing import Estimate, Line
 from bayes_lora.files import read_json
 
 FORMAT = 1
@@ -23,7 +23,7 @@ class Record:
         label: its name for people.
         ours: whether it is this library's.
         quantity: "step", "draw", "prediction", "fit", "process_peak", "tensor_peak", "held", "synchronizations", or
-            one of `bayes_lora.experiments.bench_gradients.gradient_noise`.
+            one of `bayes_lora.experiments.bench.gradients.gradient_noise`.
         unit: "s", "bytes", "count", "variance" or "variance s", where less is better; or "share".
         value: the quantity.
         ratios: round by round to others in the same race, {their name: ratio}.

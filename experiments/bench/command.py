@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bayes_lora.errors import ConfigurationError, DataError
-from bayes_lora.experiments.bench import SUITES, Bench, run_bench
-from bayes_lora.experiments.bench_check import TOLERANCE, check_against
-from bayes_lora.experiments.bench_plots import growth
-from bayes_lora.experiments.bench_report import (
+from bayes_lora.experiments.bench.check import TOLERANCE, check_against
+from bayes_lora.experiments.bench.plots import growth
+from bayes_lora.experiments.bench.report import (
     QUANTITIES,
     TITLES,
     around_table,
@@ -28,7 +27,8 @@ from bayes_lora.experiments.bench_report import (
     update_readme,
     value_text,
 )
-from bayes_lora.experiments.bench_results import Results, read_results
+from bayes_lora.experiments.bench.results import Results, read_results
+from bayes_lora.experiments.bench.suites import SUITES, Bench, run_bench
 from bayes_lora.experiments.options import typed
 from bayes_lora.experiments.outputs import write_file, write_json
 from bayes_lora.experiments.tables import say

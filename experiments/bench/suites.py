@@ -11,8 +11,8 @@ from rich.console import Console
 
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.bench_cases import Case, loaded_base
-from bayes_lora.experiments.bench_contenders import (
+from bayes_lora.experiments.bench.cases import Case, loaded_base
+from bayes_lora.experiments.bench.contenders import (
     TRAINING,
     Contender,
     Entrant,
@@ -23,10 +23,10 @@ from bayes_lora.experiments.bench_contenders import (
     prediction,
     sampling_and_kl,
 )
-from bayes_lora.experiments.bench_gradients import gradient_noise, objectives
-from bayes_lora.experiments.bench_memory import Memory, measure_apart
-from bayes_lora.experiments.bench_results import Record, Results
-from bayes_lora.experiments.bench_timing import Key, Turn, least_squares, median_interval, race, ratio_interval
+from bayes_lora.experiments.bench.gradients import gradient_noise, objectives
+from bayes_lora.experiments.bench.memory import Memory, measure_apart
+from bayes_lora.experiments.bench.results import Record, Results
+from bayes_lora.experiments.bench.timing import Key, Turn, least_squares, median_interval, race, ratio_interval
 from bayes_lora.experiments.machine import machine
 from bayes_lora.inference.progress import progress_bar
 

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from numpy.testing import assert_allclose
 
-from bayes_lora.experiments.bench_plots import growth
-from bayes_lora.experiments.bench_results import Record, Results
-from bayes_lora.experiments.bench_timing import Estimate, least_squares, median_interval, race, ratio_interval, timed
+from bayes_lora.experiments.bench.plots import growth
+from bayes_lora.experiments.bench.results import Record, Results
+from bayes_lora.experiments.bench.timing import Estimate, least_squares, median_interval, race, ratio_interval, timed
 
 
 def test_the_interval_of_nine_values() -> None:

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bayes_lora.experiments.bench_cases import Case, lora_network, make_batch
-from bayes_lora.experiments.bench_contenders import Entrant, posterior
-from bayes_lora.experiments.bench_results import Record
-from bayes_lora.experiments.bench_timing import Estimate, median_interval, ratio_interval, synchronize
+from bayes_lora.experiments.bench.cases import Case, lora_network, make_batch
+from bayes_lora.experiments.bench.contenders import Entrant, posterior
+from bayes_lora.experiments.bench.results import Record
+from bayes_lora.experiments.bench.timing import Estimate, median_interval, ratio_interval, synchronize
 from bayes_lora.inference import ItemizedELBO
 from bayes_lora.inference.randomness import seeded
 

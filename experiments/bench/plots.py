@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bayes_lora.experiments.bench import SAMPLING
-from bayes_lora.experiments.bench_results import Record, Results
+from bayes_lora.experiments.bench.results import Record, Results
+from bayes_lora.experiments.bench.suites import SAMPLING
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart: one for each way, in every panel.
 _COLOURS = {

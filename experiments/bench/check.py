@@ -1,7 +1,7 @@
 """Whether a bench came out worse than an earlier one."""
 
 from bayes_lora.errors import BenchError, DataError
-from bayes_lora.experiments.bench_results import Results
+from bayes_lora.experiments.bench.results import Results
 
 TOLERANCE = 0.10
 _MUST_AGREE = {

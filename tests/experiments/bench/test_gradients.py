@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bayes_lora.experiments.bench_cases import Case, loaded_base
-from bayes_lora.experiments.bench_gradients import (
+from bayes_lora.experiments.bench.cases import Case, loaded_base
+from bayes_lora.experiments.bench.gradients import (
     PARAMETERS,
     Draws,
     Gradient,
@@ -18,7 +18,7 @@ from bayes_lora.experiments.bench_gradients import (
     variance,
     variance_ratio,
 )
-from bayes_lora.experiments.bench_timing import Estimate
+from bayes_lora.experiments.bench.timing import Estimate
 
 SCALES = torch.tensor([1.0, 0.5, 2.0], dtype=torch.double)
 

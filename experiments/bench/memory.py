@@ -2,21 +2,20 @@
 
 import gc
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bayes_lora.errors import BenchError
-from bayes_lora.experiments.bench_cases import Case, loaded_base
-from bayes_lora.experiments.bench_contenders import TRAINING
-from bayes_lora.experiments.bench_timing import Turn
+from bayes_lora.experiments.bench.cases import Case, loaded_base
+from bayes_lora.experiments.bench.contenders import TRAINING
+from bayes_lora.experiments.bench.timing import Turn
+from bayes_lora.experiments.machine import resident_peak
 
 Result = TypeVar("Result")
 
@@ -44,7 +43,7 @@ def measure_apart(contender: str, case: Case) -> Memory:
         BenchError: that process failed; with what it said.
     """
     task = {"contender": contender, "case": asdict(case), "threads": torch.get_num_threads()}
-    command = [sys.executable, "-m", "bayes_lora.experiments.bench_memory", json.dumps(task)]
+    command = [sys.executable, "-m", "bayes_lora.experiments.bench.memory", json.dumps(task)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BenchError(
@@ -100,16 +99,6 @@ def _watched(call: Callable[[], Result]) -> tuple[Result, int, int]:
         held += event.nbytes()
         peak = max(peak, held)
     return result, held, peak
-
-
-def resident_peak() -> int:
-    """The largest resident set of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage, which on Linux starts at what the parent process had.
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _main(task: str) -> None:

@@ -10,23 +10,23 @@ import pytest
 import torch
 
 from bayes_lora.errors import BenchError, ConfigurationError, DataError
-from bayes_lora.experiments import bench_contenders
-from bayes_lora.experiments.bench_cases import Case, loaded_base, lora_network, target_paths
-from bayes_lora.experiments.bench_contenders import (
+from bayes_lora.experiments.bench import contenders
+from bayes_lora.experiments.bench.cases import Case, loaded_base, lora_network, target_paths
+from bayes_lora.experiments.bench.contenders import (
     PEFT_MOST_COMPONENTS,
     TRAINING,
     fitted,
     over_components,
     peft_monteclora,
 )
-from bayes_lora.experiments.bench_memory import measure_apart
-from bayes_lora.experiments.bench_report import END, START, around_table, readme_table, update_readme
-from bayes_lora.experiments.bench_results import read_results
+from bayes_lora.experiments.bench.memory import measure_apart
+from bayes_lora.experiments.bench.report import END, START, around_table, readme_table, update_readme
+from bayes_lora.experiments.bench.results import read_results
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.inference import fit_network
 from tests.experiments.commands import run
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
 COMMITTED = ROOT / "experiments" / "results" / "bench-cpu.json"
 SUITES = ["steps", "components", "rank", "adapters", "memory", "draws", "predict", "gradients"]
 
@@ -105,7 +105,7 @@ def test_targets_are_those_of_the_blocks(base: str) -> None:
 
 def test_pefts_monteclora_trains_on_its_variational_loss(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     caught: list[Any] = []
-    monkeypatch.setattr(bench_contenders, "_loop", lambda *arguments: caught.extend(arguments))
+    monkeypatch.setattr(contenders, "_loop", lambda *arguments: caught.extend(arguments))
     TRAINING["peft_monteclora"].build(Case(base, 1, 8))
     parameters, loss_of, _ = caught
     weights = [parameter for parameter in parameters if parameter.shape == (4,)]

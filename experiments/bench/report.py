@@ -5,11 +5,11 @@ from pathlib import Path
 from textwrap import fill
 
 from bayes_lora.errors import DataError
-from bayes_lora.experiments.bench import SAMPLING
-from bayes_lora.experiments.bench_contenders import PEFT_MOST_COMPONENTS
-from bayes_lora.experiments.bench_gradients import LORA_B_STD, PARAMETERS
-from bayes_lora.experiments.bench_results import Record, Results
-from bayes_lora.experiments.bench_timing import Estimate
+from bayes_lora.experiments.bench.contenders import PEFT_MOST_COMPONENTS
+from bayes_lora.experiments.bench.gradients import LORA_B_STD, PARAMETERS
+from bayes_lora.experiments.bench.results import Record, Results
+from bayes_lora.experiments.bench.suites import SAMPLING
+from bayes_lora.experiments.bench.timing import Estimate
 from bayes_lora.experiments.outputs import write_file
 
 START, END = "<!-- bench -->", "<!-- /bench -->"
@@ -53,7 +53,7 @@ def markdown(results: Results, picture: str) -> str:
 
     Args:
         results: what was measured.
-        picture: file name of `bayes_lora.experiments.bench_plots.growth`.
+        picture: file name of `bayes_lora.experiments.bench.plots.growth`.
     """
     parts = [
         "# What it costs",
