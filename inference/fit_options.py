@@ -26,9 +26,9 @@ class FitOptions:
         epochs: passes over the training set.
         batch_size: examples a step.
         learning_rate: of LoRA-A's mean, LoRA-B and the task head, at its peak.
-        posterior_learning_rate: of log alpha and log v, at its peak. Adam moves a logarithm by about its learning rate a
-            step, so T steps of a linear decay move it by at most T / 2 times this: 0.01 and 300 steps are a factor of
-            e^1.5 = 4.5. Where v should go further, give it a higher rate, more steps or a better `sample_scale`.
+        posterior_learning_rate: of log alpha and log v, at its peak. Adam moves a logarithm by about its learning rate
+            a step, so T steps of a linear decay move it by at most T / 2 times this: 0.01 and 300 steps are a factor
+            of e^1.5 = 4.5. Where v should go further, give it a higher rate, more steps or a better `sample_scale`.
         weight_decay: on the network's matrices; never on biases, alpha and v.
         warmup_ratio: part of the steps over which the learning rates rise.
         decay: what they do then: "linear", fall to zero, or "constant", stay, as SWAG wants it.
