@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from bayes_lora.inference.metrics import ECE_BINS, calibration_bins, expected_calibration_error, reliability_table
@@ -111,6 +112,36 @@ def risk_coverage(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     axes.set_title("Risk and coverage on held-out rows")
     # Below, in two columns: beside the axes, the names of many methods would take half of the width.
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def differences(
+    panels: Mapping[str, Mapping[str, tuple[float, float, float]]], reference: str, better: Mapping[str, bool]
+) -> Figure:
+    """Named (estimate, low, high) of each method minus `reference`, a panel for each metric.
+
+    `better` says of each panel whether higher is better. Intervals that hold 0 are grey.
+    """
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    figure = Figure(figsize=(3.0 + 2.4 * len(panels), 1.4 + 0.26 * len(names)), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+    kinds = {"better": (COLOURS[0], "o"), "worse": (COLOURS[1], "s"), "the interval holds 0": ("#767676", "D")}
+    for axes, (title, panel) in zip(grid, panels.items(), strict=True):
+        axes.axvline(0, color="#767676", linestyle="--", linewidth=1)
+        for name, (estimate, low, high) in panel.items():
+            kind = "the interval holds 0" if low <= 0 <= high else "better" if (low > 0) == better[title] else "worse"
+            colour, marker = kinds[kind]
+            place = names.index(name)
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.5)
+            axes.plot(estimate, place, marker, color=colour, markersize=4)
+        axes.set(title=title, xlabel="better \N{RIGHTWARDS ARROW}" if better[title] else "\N{LEFTWARDS ARROW} better")
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(axis="y", alpha=0.2)
+    grid[0].set_yticks(range(len(names)), names, fontsize=8)
+    grid[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.suptitle(f"Minus {reference} on the same rows, 95 % intervals", fontsize=11)
+    shown = [Line2D([], [], color=colour, marker=marker, markersize=4) for colour, marker in kinds.values()]
+    figure.legend(shown, kinds, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 

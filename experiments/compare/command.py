@@ -15,6 +15,7 @@ from bayes_lora.experiments.compare.methods import METHODS, Method, parse_method
 from bayes_lora.experiments.compare.report import (
     LATEX_FILE,
     MARKDOWN_FILE,
+    MINUS_FILES,
     RELIABILITY_FILE,
     RESULTS_FILE,
     RISK_FILE,
@@ -140,8 +141,8 @@ def compare_command(
         raise typer.Exit(1 if results.failed else 0)
     if found:
         _print(found)
-        files = (RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SIGNIFICANCE_FILE, RELIABILITY_FILE, RISK_FILE)
-        say(f"In {out}: {', '.join(name for name in files if (out / name).is_file())}.")
+        files = (RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SIGNIFICANCE_FILE, RELIABILITY_FILE, RISK_FILE, MINUS_FILES)
+        say(f"In {out}: {', '.join(path.name for name in files for path in sorted(out.glob(name)))}.")
     if results.missing:
         say(f"{len(results.missing)} of {len(wanted) * len(study.seeds)} jobs are left: the same command goes on.")
     for (method, seed), why in results.failed.items():

@@ -17,12 +17,12 @@ from bayes_lora.experiments.compare.significance import Differences, significanc
 from bayes_lora.experiments.outputs import write_file
 from bayes_lora.experiments.report import png
 from bayes_lora.inference import all_metrics
-from bayes_lora.inference.bootstrap import mean_and_standard_error
+from bayes_lora.inference.bootstrap import Difference, mean_and_standard_error
 from bayes_lora.inference.uncertainty_metrics import risk_coverage_curve, uncertainty_scores
 
 RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"
 MARKDOWN_FILE, LATEX_FILE = "table.md", "table.tex"
-RELIABILITY_FILE, RISK_FILE = "reliability.png", "risk_coverage.png"
+RELIABILITY_FILE, RISK_FILE, MINUS_FILES = "reliability.png", "risk_coverage.png", "minus_*.png"
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,14 @@ def write_report(results: Results, references: Sequence[Method]) -> Scores:
     if not found:
         return found
     write_file(folder / RESULTS_FILE, _csv(_long_rows(results, found)))
-    write_file(folder / MARKDOWN_FILE, markdown(found).encode())
+    differences = significance(results, references)
+    write_file(folder / MARKDOWN_FILE, (markdown(found) + markdown_differences(differences)).encode())
     write_file(folder / LATEX_FILE, latex(found).encode())
-    differences = _difference_rows(significance(results, references))
     (folder / SIGNIFICANCE_FILE).unlink(missing_ok=True)  # it may be about other references
     if differences:
-        write_file(folder / SIGNIFICANCE_FILE, _csv(differences))
+        write_file(folder / SIGNIFICANCE_FILE, _csv(_difference_rows(differences)))
     _draw(results, found, folder)
+    _draw_differences(differences, folder)
     return found
 
 
@@ -101,6 +102,28 @@ def markdown(found: Scores) -> str:
     for method, cells in table_cells(found, columns, "**{}**", " ± ").items():
         lines.append(f"| {method.label} | {len(found[method])} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def markdown_differences(differences: Differences) -> str:
+    """A Markdown table for each reference, of the methods minus it: bold where better, italic where worse, plain where
+    the 95 % interval holds 0."""
+    lines: list[str] = []
+    for reference in dict.fromkeys(reference for _, reference in differences):
+        rows = {method: metrics for (method, of), metrics in differences.items() if of == reference}
+        columns = [column for column in COLUMNS if any(column.metric in metrics for metrics in rows.values())]
+        lines += ["", f"## Minus {reference.label}", ""]
+        lines += [
+            "Paired bootstrap over examples, 95 % intervals; **better** or *worse* where these do not hold 0.",
+            "",
+        ]
+        lines += [
+            "| method | " + " | ".join(column.title for column in columns) + " |",
+            "|---" * (1 + len(columns)) + "|",
+        ]
+        for method, metrics in rows.items():
+            cells = [_difference_cell(metrics[column.metric], column) for column in columns]
+            lines.append(f"| {method.label} | " + " | ".join(cells) + " |")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def latex(found: Scores) -> str:
@@ -141,6 +164,14 @@ def table_cells(found: Scores, columns: Sequence[Column], best: str, between: st
             spread = "" if math.isnan(error) else f"{between}{column.factor * error:.{column.digits}f}"
             texts[method].append(text + spread)
     return texts
+
+
+def _difference_cell(of: Difference, column: Column) -> str:
+    numbers = (f"{column.factor * number:+.{column.digits}f}" for number in (of.estimate, of.low, of.high))
+    text = "{} [{}, {}]".format(*numbers)
+    if of.low <= 0 <= of.high or math.isnan(of.low):
+        return text
+    return f"**{text}**" if (of.low > 0) == column.higher_is_better else f"*{text}*"
 
 
 def _long_rows(results: Results, found: Scores) -> list[dict[str, object]]:
@@ -192,3 +223,22 @@ def _draw(results: Results, found: Scores, folder: Path) -> None:
         curves[method.label] = of_each[0][0], torch.stack([risk for _, risk in of_each]).mean(0)
     write_file(folder / RELIABILITY_FILE, png(plots.reliability_panels(probs)))
     write_file(folder / RISK_FILE, png(plots.risk_coverage(curves)))
+
+
+def _draw_differences(differences: Differences, folder: Path) -> None:
+    """A picture for each reference, of one metric for each thing that can be better."""
+    columns = [column for column in COLUMNS if column.metric in ("accuracy", "nll", "aurc", "ood_auroc_entropy")]
+    for earlier in folder.glob(MINUS_FILES):  # of other references
+        earlier.unlink()
+    for reference in dict.fromkeys(reference for _, reference in differences):
+        panels: dict[str, dict[str, tuple[float, float, float]]] = {}
+        for (method, of), metrics in differences.items():
+            for column in columns:
+                one = metrics.get(column.metric)
+                if of == reference and one and not math.isnan(one.low):
+                    three = (column.factor * one.estimate, column.factor * one.low, column.factor * one.high)
+                    panels.setdefault(column.title, {})[method.label] = three
+        better = {column.title: bool(column.higher_is_better) for column in columns}
+        if panels:
+            figure = plots.differences(panels, reference.label, better)
+            write_file(folder / MINUS_FILES.replace("*", reference.folder), png(figure))

@@ -133,6 +133,32 @@ def test_risk_coverage() -> None:
     assert top >= 100
 
 
+def test_differences() -> None:
+    panels = {
+        "NLL": {"one": (-0.2, -0.3, -0.1), "two": (0.1, -0.1, 0.3)},
+        "accuracy %": {"two": (-2.0, -3.0, -1.0), "three": (2.0, 1.0, 3.0)},
+    }
+    figure = plots.differences(panels, "map", {"NLL": False, "accuracy %": True})
+    (below,) = figure.legends
+    kinds = {line.get_color(): text.get_text() for line, text in zip(below.get_lines(), below.get_texts(), strict=True)}
+    expected = {
+        "NLL": {"one": "better", "two": "the interval holds 0"},
+        "accuracy %": {"two": "worse", "three": "better"},
+    }
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["one", "two", "three"]
+    for axes in figure.axes:
+        title = axes.get_title()
+        _, *drawn = axes.get_lines()
+        for line, point, (name, (estimate, low, high)) in zip(
+            drawn[::2], drawn[1::2], panels[title].items(), strict=True
+        ):
+            assert_allclose(np.asarray(line.get_xydata()), [[low, names.index(name)], [high, names.index(name)]])
+            assert_allclose(np.asarray(point.get_xydata()), [[estimate, names.index(name)]])
+            assert kinds[line.get_color()] == kinds[point.get_color()] == expected[title][name]
+    assert "map" in figure.get_suptitle()
+
+
 @pytest.mark.parametrize("figure_of", [plots.reliability, plots.risk_coverage])
 def test_every_one_of_many_methods_is_drawn_and_told_apart(
     figure_of: Callable[[dict[str, tuple[Tensor, Tensor]]], Figure],

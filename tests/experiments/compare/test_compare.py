@@ -12,10 +12,11 @@ from rich.console import Console
 
 from bayes_lora.errors import ConfigurationError, RunExistsError
 from bayes_lora.experiments.compare.methods import Method, parse_methods
-from bayes_lora.experiments.compare.report import latex, markdown, scores, write_report
+from bayes_lora.experiments.compare.report import latex, markdown, markdown_differences, scores, write_report
 from bayes_lora.experiments.compare.running import EVALUATED, Results, run_study
 from bayes_lora.experiments.compare.significance import significance
 from bayes_lora.inference import all_metrics
+from bayes_lora.inference.bootstrap import Difference
 from bayes_lora.inference.metrics import example_losses
 from tests.experiments.commands import run
 from tests.experiments.compare.studies import make_study
@@ -100,8 +101,9 @@ def test_numbers_follow_from_the_stored_predictions(done: Results) -> None:
 def test_tables(done: Results) -> None:
     found = scores(done)
     page = (done.folder / "table.md").read_text(encoding="utf-8")
-    assert page == markdown(found)
-    lines = page.splitlines()
+    means, *_ = page.partition("\n## Minus")
+    assert means == markdown(found)
+    lines = means.splitlines()
     assert len(lines) == 2 + 5
     assert all(line.count("|") == lines[0].count("|") for line in lines)
     accuracies = [100 * found[Method("map")][seed]["accuracy"] for seed in (0, 1)]
@@ -131,6 +133,29 @@ def test_significance_is_against_the_references(done: Results) -> None:
     # One temperature leaves the order of the rows as it is.
     same = [row for row in rows if (row["method"], row["minus"]) == ("temperature", "map")]
     assert {row["metric"]: float(row["p_value"]) for row in same}["aurc"] == 1
+
+
+def test_differences_for_people_to_read(done: Results) -> None:
+    page = (done.folder / "table.md").read_text(encoding="utf-8")
+    found = significance(done, [Method("map"), Method("map", tempered=True)])
+    assert page.endswith(markdown_differences(found))
+    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## Minus map", "## Minus temperature"]
+    assert {path.name for path in done.folder.glob("minus_*")} == {"minus_map.png", "minus_temperature.png"}
+    table = page.partition("\n## Minus map\n")[2].partition("\n## ")[0]
+    columns, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert [name for name, *_ in rows] == [method.label for method in done.methods[1:]]
+    for method, (_, *cells) in zip(done.methods[1:], rows, strict=True):
+        nll = found[method, Method("map")]["nll"]
+        assert cells[columns.index("NLL") - 1].strip("*") == f"{nll.estimate:+.3f} [{nll.low:+.3f}, {nll.high:+.3f}]"
+
+
+def test_what_is_better_and_what_is_worse_is_marked() -> None:
+    numbers = {"accuracy": (0.02, 0.01, 0.03), "nll": (0.2, 0.1, 0.3), "brier": (-0.1, -0.2, 0.1)}
+    metrics = {name: Difference(*three, 0.01, 100) for name, three in numbers.items()}
+    line = markdown_differences({(Method("laplace"), Method("map")): metrics}).splitlines()[-1]
+    assert line == (
+        "| laplace | **+2.0 [+1.0, +3.0]** | *+0.200 [+0.100, +0.300]* | -0.100 [-0.200, +0.100] |"
+    )  # higher accuracy is better, higher NLL worse, and of the last one the sign is not known
 
 
 def test_it_goes_on_and_makes_only_what_is_missing(done: Results, data_dir: Path, base: str, tmp_path: Path) -> None:
