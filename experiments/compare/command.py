@@ -45,7 +45,8 @@ def compare_command(
         str,
         typer.Option(
             help=f"Some of {', '.join(METHODS)}, separated by commas; options in brackets, as in "
-            "laplace\\[link=probit]; after it +calibrated or +temperature, chosen on held-out rows."
+            "laplace\\[link=probit]; after it +calibrated or +temperature, chosen on held-out rows, or +mean, for "
+            "no draws."
         ),
     ] = _DEFAULT,
     reference: Annotated[

@@ -89,7 +89,7 @@ class Fitting:
             return load_base_model(self.study.base_model, self.label_names)
 
     def place(self, method: Method, seed: int) -> Path:
-        """The folder of what a method has trained, which its calibrated form shares."""
+        """The folder of what a method has trained, which its calibrated form and its mean share."""
         return self.folder / Method(method.name, method.options).folder / f"seed-{seed}"
 
     def num_steps(self, options: FitOptions) -> int:
@@ -136,7 +136,9 @@ class Fitting:
         return MonteCLoRAConfig(**given)
 
     def predictive(self, method: Method, seed: int, model: BayesianLoRA, guide: Any, cost: Cost) -> Fitted:
-        """The posterior predictive, after its scale has been chosen where the method says so."""
+        """The posterior predictive, or that at its mean; after its scale has been chosen where the method says so."""
+        if method.at_mean:
+            return Fitted(partial(predict, model, guide, at_mean=True), cost)
         if not (method.calibrated or method.name == "monteclora_calibrated"):
             return Fitted(partial(predict, model, guide), cost)
         draws = max(2, self.study.num_samples)  # as many as will predict: the best scale depends on it

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bayes_lora.errors import ConfigurationError
@@ -38,7 +38,9 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 }
 # Two names of one thing each.
 _SAME = {"lora": ("map", False), "temperature": ("map", True)}
-_CALIBRATED, _TEMPERATURE = "calibrated", "temperature"
+_CALIBRATED, _MEAN, _TEMPERATURE = _SUFFIXES = ("calibrated", "mean", "temperature")
+_POSTERIORS = ("monteclora", "monteclora_sparse", "monteclora_posthoc", "blob")  # that training has made
+_THESE = "+calibrated, +mean and +temperature"
 _WRITTEN = re.compile(r"(?P<name>\w+)(\[(?P<options>[^\[\]]*)\])?(?P<suffixes>(\+\w+)*)")
 
 
@@ -51,12 +53,14 @@ class Method:
         options: in the order they were written.
         calibrated: the scale of the noise is chosen on held-out rows after training (`calibrate_scale`); so it is in
             "monteclora_calibrated", which trains nothing else.
+        at_mean: predictions are made once at the posterior's mean, without draws.
         tempered: a temperature chosen on held-out rows is applied to the mean probabilities.
     """
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
     calibrated: bool = False
+    at_mean: bool = False
     tempered: bool = False
 
     @property
@@ -69,6 +73,7 @@ class Method:
             self.name
             + (f"[{options}]" if options else "")
             + ("+calibrated" if self.calibrated else "")
+            + ("+mean" if self.at_mean else "")
             + ("+temperature" if self.tempered else "")
         )
 
@@ -80,7 +85,7 @@ class Method:
     @property
     def untempered(self) -> "Method":
         """The method without its temperature."""
-        return Method(self.name, self.options, self.calibrated)
+        return replace(self, tempered=False)
 
     def given(self, *names: str) -> dict[str, Any]:
         """Its options among these."""
@@ -88,7 +93,7 @@ class Method:
 
 
 def parse_methods(text: str) -> list[Method]:
-    """Methods from ``name``, ``name[option=value,...]``, each with ``+calibrated`` or ``+temperature`` after it.
+    """Methods: ``name`` or ``name[option=value,...]``, with ``+calibrated``, ``+mean`` or ``+temperature`` after it.
 
     Separated by commas outside of brackets; one that is there twice counts once.
 
@@ -109,24 +114,28 @@ def _parse(written: str) -> Method:
     match = _WRITTEN.fullmatch(written)
     if match is None:
         raise ConfigurationError(
-            f"--methods: {written!r} is not understood. Write name, or name[option=value,...], and +calibrated or "
-            "+temperature after it."
+            f"--methods: {written!r} is not understood. Write name, or name[option=value,...], and {_THESE} after it."
         )
     name, suffixes = match["name"], [suffix for suffix in match["suffixes"].split("+") if suffix]
     if name not in METHODS:
         raise ConfigurationError(f"--methods: there is no method {name!r}. The methods are {', '.join(METHODS)}.")
-    odd = [suffix for suffix in suffixes if suffix not in (_CALIBRATED, _TEMPERATURE)]
+    odd = [suffix for suffix in suffixes if suffix not in _SUFFIXES]
     if odd:
-        raise ConfigurationError(f"--methods: {written!r} has +{odd[0]}; there are +calibrated and +temperature.")
+        raise ConfigurationError(f"--methods: {written!r} has +{odd[0]}; there are {_THESE}.")
     options = _options(written, name, match["options"] or "")
-    calibrated = _CALIBRATED in suffixes
-    if calibrated and name not in ("monteclora", "monteclora_sparse", "monteclora_posthoc", "blob"):
+    calibrated, at_mean = _CALIBRATED in suffixes, _MEAN in suffixes
+    if (calibrated or at_mean) and name not in _POSTERIORS:
+        what = "chooses the scale of" if calibrated else "leaves out"
         raise ConfigurationError(
-            f"--methods: {written!r}: +calibrated chooses the scale of a posterior's noise, and {name} has none to "
-            "choose. Drop it; +temperature goes with every method."
+            f"--methods: {written!r}: +{_CALIBRATED if calibrated else _MEAN} {what} a trained posterior's noise, and "
+            f"{name} has none. Drop it; +temperature goes with every method."
+        )
+    if calibrated and at_mean:
+        raise ConfigurationError(
+            f"--methods: {written!r}: the mean has no noise, whose scale +calibrated could choose. Write one of them."
         )
     name, tempered = _SAME.get(name, (name, False))
-    return Method(name, options, calibrated, tempered or _TEMPERATURE in suffixes)
+    return Method(name, options, calibrated, at_mean, tempered or _TEMPERATURE in suffixes)
 
 
 def _options(written: str, name: str, text: str) -> tuple[tuple[str, Any], ...]:

@@ -25,5 +25,5 @@ def stages(jobs: Sequence[tuple[Method, int]]) -> list[list[Chain]]:
 
 
 def _trains(method: Method) -> Method:
-    """Whose training a job does, or finds done: ensembles share members, a calibrated posterior is another's."""
+    """Whose training a job does, or finds done: ensembles share members, means and scales another's posterior."""
     return Method(method.name) if method.name == "deep_ensemble" else Method(method.name, method.options)

@@ -11,6 +11,7 @@ from bayes_lora.experiments.compare.builders import build
 from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.methods import METHODS, parse_methods
 from bayes_lora.experiments.compare.study import EncodedRows, Study
+from bayes_lora.inference.predictor import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,19 @@ def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> No
     # What was trained is found again, and says the same.
     found = build(fitting, method.untempered, 0)
     assert torch.equal(found.predictor(evaluated.loader(), num_samples=3, seed=1).logits, prediction.logits)
+
+
+@pytest.mark.parametrize("name", ["monteclora", "blob"])
+def test_the_mean_is_the_network_without_noise(name: str, fitting: Fitting, evaluated: EncodedRows) -> None:
+    drawn, mean = (build(fitting, method, 0) for method in parse_methods(f"{name},{name}+mean"))
+    assert mean.cost == drawn.cost  # trained once
+    found = mean.predictor(evaluated.loader(), num_samples=3, seed=1)
+    assert found.logits.shape == (1, 12, 2)
+    model = drawn.predictor.args[0]  # type: ignore[attr-defined]
+    with evaluation_mode(model):
+        expected = torch.cat([model.network_logits(batch) for batch in evaluated.loader()])
+    torch.testing.assert_close(found.logits[0], expected.double(), check_dtype=False)
+    assert not torch.equal(drawn.predictor(evaluated.loader(), num_samples=3, seed=1).logits[0], found.logits[0])
 
 
 def test_rows_are_padded_by_the_batch(evaluated: EncodedRows) -> None:

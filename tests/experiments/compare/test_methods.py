@@ -31,10 +31,10 @@ def test_every_name_is_understood_and_read_back(name: str) -> None:
 
 def test_folders_differ_where_methods_do() -> None:
     written = "map,temperature,monteclora,monteclora[num_components=8],monteclora[num_components=8]+temperature,"
-    written += "monteclora[num_components=8]+calibrated,monteclora[sample_scale=0.05],monteclora+calibrated"
+    written += "monteclora[num_components=8]+calibrated,monteclora[sample_scale=0.05],monteclora+calibrated,blob+mean"
     methods = parse_methods(written)
     folders = {method.folder for method in methods}
-    assert len(folders) == len(methods) == 8
+    assert len(folders) == len(methods) == 9
     assert all(set(folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789_=.+-") for folder in folders)
 
 
@@ -44,8 +44,8 @@ def test_two_names_of_one_thing() -> None:
 
 
 def test_a_temperature_is_applied_to_what_another_predicts() -> None:
-    methods = parse_methods("temperature,monteclora+calibrated+temperature,map")
-    assert with_bases(methods) == [Method("map"), Method("monteclora", calibrated=True)]
+    methods = parse_methods("temperature,monteclora+calibrated+temperature,map,blob+mean+temperature")
+    assert with_bases(methods) == [Method("map"), Method("monteclora", calibrated=True), Method("blob", at_mean=True)]
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,10 @@ def test_a_temperature_is_applied_to_what_another_predicts() -> None:
         ("map[rank=3]", "'rank=3' is no option of map. Its options are: none"),
         ("swag[scale]", "'scale' is no option of swag"),
         ("swag[scale=]", "write name=value"),
-        ("map+cold", r"has \+cold; there are \+calibrated and \+temperature"),
-        ("laplace+calibrated", "laplace has none to choose"),
+        ("map+cold", r"has \+cold; there are \+calibrated, \+mean and \+temperature"),
+        ("laplace+calibrated", r"\+calibrated chooses the scale of a trained posterior's noise, and laplace has none"),
+        ("swag+mean", r"\+mean leaves out a trained posterior's noise, and swag has none"),
+        ("blob+calibrated+mean", "Write one of them"),
         ("monteclora[sample_scale=0.1", "is not understood"),
         ("map-ensemble", "is not understood"),
     ],
