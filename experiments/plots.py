@@ -123,7 +123,8 @@ def differences(
     `better` says of each panel whether higher is better. Intervals that hold 0 are grey.
     """
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    figure = Figure(figsize=(3.0 + 2.4 * len(panels), 1.4 + 0.26 * len(names)), layout="constrained")
+    beside = 0.07 * max(map(len, names))  # inches that the longest name takes
+    figure = Figure(figsize=(beside + 2.3 * len(panels), 1.4 + 0.26 * len(names)), layout="constrained")
     grid = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     kinds = {"better": (COLOURS[0], "o"), "worse": (COLOURS[1], "s"), "the interval holds 0": ("#767676", "D")}
     for axes, (title, panel) in zip(grid, panels.items(), strict=True):

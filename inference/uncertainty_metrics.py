@@ -63,21 +63,23 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
         0.75
     """
     _check(scores, positive)
-    return batched_auroc(scores, positive).item()
+    return batched_auroc(scores, positive, torch.arange(len(scores)).unsqueeze(0)).item()
 
 
-def batched_auroc(scores: Tensor, positive: Tensor) -> Tensor:
-    """`auroc` of many sets of rows at once, as a bootstrap needs it: (..., example) each, from (...,).
+def batched_auroc(scores: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
+    """`auroc` of many sets of rows at once, (set,), as a bootstrap needs it.
 
-    From the ranks (Mann and Whitney 1947): (sum of the positives' ranks - n+ (n+ + 1) / 2) / (n+ n-), where tied rows
-    share their mean rank. Nothing is checked.
+    From how many positives p_k and others o_k of a set have the k-th least score (Mann and Whitney 1947):
+    sum_k p_k (sum_{j<k} o_j + o_k / 2) / (sum_k p_k sum_k o_k). Nothing is checked.
+
+    Args:
+        scores: (example,).
+        positive: (example,), bool.
+        rows: (set, row), indices of examples, which may be there more than once.
     """
-    first, last = _ties(scores.sort(-1).values, scores)
-    positives = positive.sum(-1, dtype=torch.double)
-    others = scores.shape[-1] - positives
-    ranks = (first + last + 1).double() / 2
-    pairs = ranks.mul(positive).sum(-1) - positives * (positives + 1) / 2
-    return pairs / (positives * others)
+    others, positives = _counts(scores, positive, rows)
+    pairs = positives * (others.cumsum(-1) - others / 2)
+    return pairs.sum(-1) / (positives.sum(-1) * others.sum(-1))
 
 
 def out_of_distribution_auroc(inside: Tensor, outside: Tensor) -> float:
@@ -100,22 +102,13 @@ def risk_coverage_curve(scores: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
         DataError: not one finite score for each row, or no rows.
     """
     _check(scores, wrong)
-    return torch.arange(1, len(scores) + 1, dtype=torch.double) / len(scores), batched_risk(scores, wrong)
-
-
-def batched_risk(scores: Tensor, wrong: Tensor) -> Tensor:
-    """The risks of `risk_coverage_curve` for many sets of rows at once, (..., example) all of them.
-
-    Nothing is checked.
-    """
-    ordered, order = scores.sort(-1)
-    first, last = _ties(ordered, ordered)
-    errors = wrong.double().gather(-1, order).cumsum(-1)
-    errors = torch.nn.functional.pad(errors, (1, 0))  # among the k most certain rows, for k from 0
-    before = errors.gather(-1, first)
-    kept = torch.arange(1, scores.shape[-1] + 1, dtype=torch.double)
+    ordered, order = scores.sort()
+    first, last = torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)
+    errors = torch.nn.functional.pad(wrong[order].double().cumsum(0), (1, 0))  # among the k most certain, k from 0
+    before = errors[first]
+    kept = torch.arange(1, len(scores) + 1, dtype=torch.double)
     # Of m rows taken at random from g equally uncertain ones with e errors, e m / g are wrong on average.
-    return (before + (errors.gather(-1, last) - before) * (kept - first) / (last - first)) / kept
+    return kept / len(scores), (before + (errors[last] - before) * (kept - first) / (last - first)) / kept
 
 
 def area_under_risk_coverage(scores: Tensor, wrong: Tensor) -> float:
@@ -131,6 +124,28 @@ def area_under_risk_coverage(scores: Tensor, wrong: Tensor) -> float:
         0.25
     """
     return risk_coverage_curve(scores, wrong)[1].mean().item()
+
+
+def batched_area_under_risk_coverage(scores: Tensor, wrong: Tensor, rows: Tensor) -> Tensor:
+    """`area_under_risk_coverage` of many sets of n rows at once, (set,), as a bootstrap needs it.
+
+    Where g rows with e errors among them have the same score, and K rows with E errors a lower one, their part is
+    sum_{m=1..g} (E + e m / g) / (K + m) = e + (E - e K / g) (H_{K+g} - H_K), with H_k = 1 + 1/2 + ... + 1/k; the
+    area is the sum of the parts by n. Nothing is checked.
+
+    Args:
+        scores: (example,).
+        wrong: (example,), bool.
+        rows: (set, row), indices of examples, which may be there more than once.
+    """
+    right, errors = _counts(scores, wrong, rows)
+    tied = right + errors
+    kept = tied.cumsum(-1)
+    harmonic = torch.nn.functional.pad((1 / torch.arange(1, rows.shape[-1] + 1, dtype=torch.double)).cumsum(0), (1, 0))
+    lower, lower_errors = kept - tied, errors.cumsum(-1) - errors
+    steps = harmonic[kept.long()] - harmonic[lower.long()]
+    parts = errors + (lower_errors - errors * lower / tied.clamp(min=1)) * steps
+    return parts.sum(-1) / rows.shape[-1]
 
 
 def selective_accuracy(scores: Tensor, wrong: Tensor, coverage: float = SELECTIVE_COVERAGE) -> float:
@@ -155,10 +170,13 @@ def mean_within_ties(values: Tensor, keys: Tensor) -> Tensor:
     return sums.div(counts)[group]
 
 
-def _ties(ordered: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """How many of the rows in order (..., example) are below each score, and how many are not above it."""
-    scores = scores.contiguous()
-    return torch.searchsorted(ordered, scores), torch.searchsorted(ordered, scores, right=True)
+def _counts(scores: Tensor, events: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """How many rows of each set are no event, and how many are one, at every score from the least on: (set, score)."""
+    values, level = scores.unique(return_inverse=True)
+    counts = torch.zeros(len(rows), 2 * len(values), dtype=torch.double)
+    counts.scatter_add_(-1, (2 * level + events)[rows], torch.ones(rows.shape, dtype=torch.double))
+    without, with_events = counts.unflatten(-1, (-1, 2)).unbind(-1)
+    return without, with_events
 
 
 def _check(scores: Tensor, events: Tensor) -> None:

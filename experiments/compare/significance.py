@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -13,7 +13,11 @@ from bayes_lora.experiments.stored_predictions import require_same_rows
 from bayes_lora.inference import mean_difference
 from bayes_lora.inference.bootstrap import Difference, resampled, resampled_difference
 from bayes_lora.inference.metrics import example_losses
-from bayes_lora.inference.uncertainty_metrics import batched_auroc, batched_risk, uncertainty_scores
+from bayes_lora.inference.uncertainty_metrics import (
+    batched_area_under_risk_coverage,
+    batched_auroc,
+    uncertainty_scores,
+)
 
 Differences = dict[tuple[Method, Method], dict[str, Difference]]  # by method, reference, and metric
 
@@ -68,15 +72,13 @@ class _Judged:
         own = uncertainty_scores(self.results.read(self.method, self.seed).prediction)
         entropy, least = own["entropy"], own["max_prob"]
         found = {
-            "aurc": resampled(lambda rows: batched_risk(least[rows], wrong[rows]).mean(-1), len(wrong)),
-            "misclassification_auroc_entropy": resampled(
-                lambda rows: batched_auroc(entropy[rows], wrong[rows]), len(wrong)
-            ),
+            "aurc": resampled(partial(batched_area_under_risk_coverage, least, wrong), len(wrong)),
+            "misclassification_auroc_entropy": resampled(partial(batched_auroc, entropy, wrong), len(wrong)),
         }
         if self.results.with_outside:
             other = uncertainty_scores(self.results.read(self.method, self.seed, OUTSIDE).prediction)["entropy"]
             both, foreign = torch.cat([entropy, other]), torch.arange(len(entropy) + len(other)) >= len(entropy)
             found["ood_auroc_entropy"] = resampled(
-                lambda rows: batched_auroc(both[rows], foreign[rows]), len(both), strata=foreign.long()
+                partial(batched_auroc, both, foreign), len(both), strata=foreign.long()
             )
         return found

@@ -14,8 +14,8 @@ from bayes_lora.inference import Prediction
 from bayes_lora.inference.uncertainty_metrics import (
     area_under_risk_coverage,
     auroc,
+    batched_area_under_risk_coverage,
     batched_auroc,
-    batched_risk,
     mean_within_ties,
     out_of_distribution_auroc,
     risk_coverage_curve,
@@ -99,14 +99,18 @@ def test_ties_are_the_mean_over_all_orders() -> None:
 
 def test_many_sets_of_rows_at_once_are_each_on_its_own() -> None:
     scores, wrong = random_rows()
-    rows = torch.randint(len(scores), (2, 3, 20), generator=torch.Generator().manual_seed(1))
-    rows[0, 0] = rows[0, 0, 0]  # all rows the same one, for which there is no AUROC
-    areas, risks = batched_auroc(scores[rows], wrong[rows]), batched_risk(scores[rows], wrong[rows])
-    for place in itertools.product(range(2), range(3)):
-        of = scores[rows[place]], wrong[rows[place]]
-        assert areas[place].item() == pytest.approx(auroc(*of), rel=1e-12, nan_ok=True)
-        torch.testing.assert_close(risks[place], risk_coverage_curve(*of)[1], rtol=1e-12, atol=0)
+    rows = torch.randint(len(scores), (6, 20), generator=torch.Generator().manual_seed(1))
+    rows[0] = rows[0, 0]  # all rows the same one, for which there is no AUROC
+    areas, risks = batched_auroc(scores, wrong, rows), batched_area_under_risk_coverage(scores, wrong, rows)
+    for own, area, risk in zip(rows, areas, risks, strict=True):
+        pairs = [(up, low) for up in scores[own][wrong[own]] for low in scores[own][~wrong[own]]]
+        above = sum(float(up > low) + float(up == low) / 2 for up, low in pairs)
+        assert area.item() == pytest.approx(above / len(pairs) if pairs else math.nan, rel=1e-12, nan_ok=True)
+        assert area.item() == pytest.approx(auroc(scores[own], wrong[own]), rel=1e-12, nan_ok=True)
+        assert risk.item() == pytest.approx(area_under_risk_coverage(scores[own], wrong[own]), rel=1e-12)
     assert areas.isnan().sum() == 1
+    assert len(areas.unique()) > 3
+    assert len(scores.unique()) < len(scores)  # there are ties
 
 
 @pytest.mark.parametrize("metric", [area_under_risk_coverage, selective_accuracy, auroc])
