@@ -36,6 +36,7 @@ from bayes_lora.inference import (
     tune_prior_precision,
 )
 from bayes_lora.inference.laplace import tune_prior_precision_held_out
+from bayes_lora.inference.metrics import negative_log_likelihood
 from bayes_lora.inference.randomness import seeded
 from bayes_lora.models import BayesianLoRA
 
@@ -99,6 +100,20 @@ def _base_rate(fitting: Fitting, method: Method, seed: int) -> Fitted:
 def _point_estimate(fitting: Fitting, method: Method, seed: int) -> Fitted:
     point, cost = fitting.train_point(method, seed)
     return Fitted(PointEstimate(point.network), cost)
+
+
+def _early_stopping(fitting: Fitting, method: Method, seed: int) -> Fitted:
+    """The checkpoint of the point estimate that has the least NLL on held-out rows."""
+    point, cost = fitting.point(seed)
+    members = [
+        Ensemble(point.network, [state])
+        for state in checkpoint_states(fitting.place(Method("map"), seed) / CHECKPOINTS, point.network)
+    ]
+    with Measured() as choosing, fitting.precision():
+        predictions = [member(fitting.held_out.loader()) for member in members]
+    nlls = [negative_log_likelihood(found.mean_probs, found.labels) for found in predictions]  # type: ignore[arg-type]
+    best = nlls.index(min(nlls))
+    return Fitted(members[best], cost + choosing.cost, {"checkpoint": best + 1})
 
 
 def _mc_dropout(fitting: Fitting, method: Method, seed: int) -> Fitted:
@@ -222,6 +237,7 @@ def _quarter(study: Study) -> int:
 _BUILDERS: Mapping[str, Callable[[Fitting, Method, int], Fitted]] = {
     "base_rate": _base_rate,
     **dict.fromkeys(("map", *get_args(Way)), _point_estimate),
+    "early_stopping": _early_stopping,
     "mc_dropout": _mc_dropout,
     "checkpoint_ensemble": _checkpoint_ensemble,
     "deep_ensemble": _deep_ensemble,

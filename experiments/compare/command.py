@@ -35,7 +35,7 @@ from bayes_lora.precision import Precision
 
 # The last is what docs/comparison.md recommends.
 _DEFAULT = (
-    "base_rate,map,temperature,mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,swag,blob,monteclora,"
+    "base_rate,map,temperature,early_stopping,mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,swag,blob,monteclora,"
     "monteclora[objective=elbo,sample_scale=0.05,temperature=0.1]"
 )
 # What --quick says of each option that was not typed.

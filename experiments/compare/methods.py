@@ -19,6 +19,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "base_rate": (),
     "map": (),
     "temperature": (),
+    "early_stopping": (),
     "mc_dropout": ("probability",),
     "checkpoint_ensemble": ("members",),
     "deep_ensemble": ("members",),

@@ -9,8 +9,10 @@ from transformers import DataCollatorWithPadding
 from bayes_lora.experiments.base_models import load_base_model
 from bayes_lora.experiments.compare.builders import build
 from bayes_lora.experiments.compare.fitting import Fitting
-from bayes_lora.experiments.compare.methods import METHODS, parse_methods
+from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods
 from bayes_lora.experiments.compare.study import EncodedRows, Study
+from bayes_lora.inference import PointEstimate, checkpoint_states
+from bayes_lora.inference.metrics import negative_log_likelihood
 from bayes_lora.inference.predictor import evaluation_mode
 
 
@@ -26,6 +28,7 @@ TABLE = {
     "base_rate": Expected(1),
     "map": Expected(1),
     "temperature": Expected(1),
+    "early_stopping": Expected(1),
     "mc_dropout": Expected(3, any_batches=False),
     "checkpoint_ensemble": Expected(5),
     "deep_ensemble": Expected(3),
@@ -106,6 +109,25 @@ def test_the_mean_is_the_network_without_noise(name: str, fitting: Fitting, eval
         expected = torch.cat([model.network_logits(batch) for batch in evaluated.loader()])
     torch.testing.assert_close(found.logits[0], expected.double(), check_dtype=False)
     assert not torch.equal(drawn.predictor(evaluated.loader(), num_samples=3, seed=1).logits[0], found.logits[0])
+
+
+def test_early_stopping_takes_the_best_checkpoint(fitting: Fitting) -> None:
+    (method,) = parse_methods("early_stopping")
+    fitted = build(fitting, method, 0)
+    point, _ = fitting.point(0)
+    states = checkpoint_states(fitting.place(Method("map"), 0) / "checkpoints", point.network)
+    assert len(states) > 2
+    nlls = []
+    for state in states:
+        point.network.load_state_dict(state, strict=False)
+        found = PointEstimate(point.network)(fitting.held_out.loader())
+        assert found.labels is not None
+        nlls.append(negative_log_likelihood(found.mean_probs, found.labels))
+    assert len(set(nlls)) == len(states)
+    assert fitted.chosen == {"checkpoint": 1 + nlls.index(min(nlls))}
+    point.network.load_state_dict(states[nlls.index(min(nlls))], strict=False)
+    expected = PointEstimate(point.network)(fitting.held_out.loader()).logits
+    assert torch.equal(fitted.predictor(fitting.held_out.loader()).logits, expected)
 
 
 def test_rows_are_padded_by_the_batch(evaluated: EncodedRows) -> None:
