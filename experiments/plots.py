@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle, product
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -67,25 +67,27 @@ def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     return figure
 
 
-def reliability_panels(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """Accuracy against confidence, a panel for each of many (probabilities, labels), with accuracies' standard errors.
+def reliability_panels(predictions: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> Figure:
+    """Accuracy against confidence, a panel for each of many names with the (probabilities, labels) of each seed.
 
-    A point's area grows with the rows in its bin. For several seeds, give the rows of all of them as one.
+    A point is of the rows of all seeds in its bin, and its area grows with their number. Its standard error counts a
+    row once, since seeds are right and wrong about the same rows. The ECE is the mean over seeds.
     """
     columns = min(4, max(1, len(predictions)))
     rows = max(1, -(-len(predictions) // columns))
     figure = Figure(figsize=(2.9 * columns, 3.0 * rows + 0.5), layout="constrained")
     grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
-    least = min(float(probs.max(-1).values.min()) for probs, _ in predictions.values())
-    for position, (axes, (name, (probs, labels))) in enumerate(zip(grid, predictions.items(), strict=False)):
+    least = min(float(probs.max(-1).values.min()) for of_seeds in predictions.values() for probs, _ in of_seeds)
+    for position, (axes, (name, of_seeds)) in enumerate(zip(grid, predictions.items(), strict=False)):
+        probs, labels = (torch.cat(parts) for parts in zip(*of_seeds, strict=True))
         table = [line for line in reliability_table(probs, labels) if line.count]
         confidence, accuracy = [line.confidence for line in table], [line.accuracy for line in table]
         axes.plot([0, 1], [0, 1], color="#767676", linestyle="--", linewidth=1)
-        errors = [line.standard_error for line in table]
+        errors = [line.standard_error * math.sqrt(len(of_seeds)) for line in table]
         axes.errorbar(confidence, accuracy, yerr=errors, color=COLOURS[0], linewidth=1, capsize=2)
         sizes = [10 + 110 * line.count / len(labels) for line in table]
         axes.scatter(confidence, accuracy, s=sizes, color=COLOURS[0], zorder=3)
-        error = 100 * expected_calibration_error(probs, labels)
+        error = 100 * math.fsum(expected_calibration_error(*one) for one in of_seeds) / len(of_seeds)
         axes.set_title(f"{_wrapped(name)}\nECE {error:.1f} %", fontsize=9)
         axes.set(xlim=(max(0.0, least - 0.03), 1.02), ylim=(-0.02, 1.02))
         axes.tick_params(labelbottom=position + columns >= len(predictions))  # the lowest of its column
@@ -93,7 +95,7 @@ def reliability_panels(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figu
         axes.set_axis_off()
     figure.supxlabel("confidence (largest class probability)", fontsize=10)
     figure.supylabel("accuracy in the bin, ± 1 standard error", fontsize=10)
-    figure.suptitle(f"Reliability on held-out rows, {ECE_BINS} bins", fontsize=11)
+    figure.suptitle(f"Reliability on the evaluated rows, {ECE_BINS} bins", fontsize=11)
     return figure
 
 
@@ -109,38 +111,48 @@ def risk_coverage(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         axes.plot((100 * coverage).numpy(), (100 * risk).numpy(), label=name, linewidth=1.5, **style)
     axes.set(xlabel="rows kept, the most certain first (%)", ylabel="wrong among the rows kept (%)", xlim=(0, 100))
     axes.set_ylim(bottom=0)
-    axes.set_title("Risk and coverage on held-out rows")
+    axes.set_title("Risk and coverage on the evaluated rows")
     # Below, in two columns: beside the axes, the names of many methods would take half of the width.
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 
-def differences(
-    panels: Mapping[str, Mapping[str, tuple[float, float, float]]], reference: str, better: Mapping[str, bool]
-) -> Figure:
-    """Named (estimate, low, high) of each method minus `reference`, a panel for each metric.
+class Shown(NamedTuple):
+    """A difference in a picture: its interval over rows, its values under each seed, and its sign where it is sure."""
 
-    `better` says of each panel whether higher is better. Intervals that hold 0 are grey.
+    estimate: float
+    low: float
+    high: float
+    of_seeds: tuple[float, ...]
+    sign: int
+
+
+def differences(panels: Mapping[str, Mapping[str, Shown]], reference: str, better: Mapping[str, bool]) -> Figure:
+    """Each method minus `reference`, a panel for each metric; ticks are the seeds.
+
+    `better` says of each panel whether higher is better. What is not sure, of sign 0, is grey.
     """
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     beside = 0.07 * max(map(len, names))  # inches that the longest name takes
     figure = Figure(figsize=(beside + 2.3 * len(panels), 1.4 + 0.26 * len(names)), layout="constrained")
     grid = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
-    kinds = {"better": (COLOURS[0], "o"), "worse": (COLOURS[1], "s"), "the interval holds 0": ("#767676", "D")}
+    kinds = {"better": (COLOURS[0], "o"), "worse": (COLOURS[1], "s"), "not sure": ("#767676", "D")}
     for axes, (title, panel) in zip(grid, panels.items(), strict=True):
         axes.axvline(0, color="#767676", linestyle="--", linewidth=1)
-        for name, (estimate, low, high) in panel.items():
-            kind = "the interval holds 0" if low <= 0 <= high else "better" if (low > 0) == better[title] else "worse"
+        for name, one in panel.items():
+            kind = "not sure" if not one.sign else "better" if (one.sign > 0) == better[title] else "worse"
             colour, marker = kinds[kind]
             place = names.index(name)
-            axes.plot([low, high], [place, place], color=colour, linewidth=1.5)
-            axes.plot(estimate, place, marker, color=colour, markersize=4)
+            axes.plot([one.low, one.high], [place, place], color=colour, linewidth=1.5)
+            axes.plot(one.estimate, place, marker, color=colour, markersize=4)
+            if len(one.of_seeds) > 1:
+                axes.plot(one.of_seeds, [place] * len(one.of_seeds), "|", color=colour, markersize=7)
         axes.set(title=title, xlabel="better \N{RIGHTWARDS ARROW}" if better[title] else "\N{LEFTWARDS ARROW} better")
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="y", alpha=0.2)
     grid[0].set_yticks(range(len(names)), names, fontsize=8)
     grid[0].set_ylim(len(names) - 0.5, -0.5)
-    figure.suptitle(f"Minus {reference} on the same rows, 95 % intervals", fontsize=11)
+    figure.suptitle(f"Minus {reference}: 95 % intervals over rows; a tick is a seed", fontsize=11)
     shown = [Line2D([], [], color=colour, marker=marker, markersize=4) for colour, marker in kinds.values()]
     figure.legend(shown, kinds, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure

@@ -137,7 +137,7 @@ def hold_out(
     except ValueError as error:
         raise DataError(
             f"{path}: {len(rows)} rows of {len(sizes)} classes are too few to hold out {fraction:g} of them with every "
-            f"class in both parts ({error}). Give --eval-file, or more rows."
+            f"class in both parts ({error}). Give more rows, a larger --held-out (compare), or --eval-file (fit)."
         ) from error
     return single + train, held_out
 

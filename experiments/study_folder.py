@@ -1,15 +1,19 @@
 """The folder of a study: made when new, gone on with when it is this one, refused else."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from bayes_lora.errors import RunExistsError
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.files import read_json
 
 STUDY_FILE = "study.json"
+_LOCK_FILE = ".lock"  # the system frees it when its process ends, however that ends
 
 
 def open_study(folder: Path, settings: Mapping[str, Any], *, growing: Collection[str]) -> None:
@@ -41,3 +45,23 @@ def open_study(folder: Path, settings: Mapping[str, Any], *, growing: Collection
             f"{STUDY_FILE}). To go on with that one give the same options; for a new one choose another --out."
         )
     write_json(path, wanted)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Around the work on a study: two processes would train in the same folders.
+
+    Raises:
+        RunExistsError: another process works on it.
+    """
+    lock = FileLock(folder / _LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunExistsError(
+            f"another process works on {folder}. Wait for it, or stop it; for a second study choose another --out."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

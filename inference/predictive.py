@@ -45,7 +45,7 @@ def predict(
         seed: of the draws.
         at_mean: predict once with ``A = mu``, the plain PEFT model, instead; the sample dimension is then 1.
         draws_per_pass: draws that share one forward pass; by default as many as fit a fixed number of tokens, or 1
-            where a trial on the first batch shows that the network mixes rows.
+            where a trial on the first batch that has room for two shows that the network mixes rows.
         on_batch: called after each batch, for progress bars.
 
     Raises:
@@ -70,9 +70,11 @@ def predict(
         nonlocal stacks
         if at_mean:
             return model.network_logits(inputs).unsqueeze(0)
-        if draws_per_pass is None and stacks is None:
-            stacks = _keeps_rows_apart(model, inputs)
-        chunk = draws_per_pass or (_default_draws_per_pass(inputs) if stacks else 1)
+        chunk = min(num_samples, draws_per_pass or _default_draws_per_pass(inputs))
+        if draws_per_pass is None and chunk > 1:
+            if stacks is None:
+                stacks = _keeps_rows_apart(model, inputs)
+            chunk = chunk if stacks else 1
         starts = range(0, num_samples, chunk)
         parts = [range(start, min(start + chunk, num_samples)) for start in starts]
         outputs = None if prefix is None else prefix.outputs(lambda: model.network_logits(inputs))

@@ -1,6 +1,7 @@
 """Temperature scaling: one number, fitted on held-out rows, that makes a predictor more or less sure."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,8 @@ def fit_temperature(prediction: Prediction) -> float:
     is convex in b, so its slope changes sign once at most; where, is found by bisection of log T to rounding.
     At the ends:
 
-        every label is the most probable class                                   T = 1e-3
+        every label is the most probable class: the surer the better, without
+        end, until a first row is wrong                                          T = 1, and a warning
         the labels' log p is on average at most that of a class picked blindly   T = 1e3; with two classes, for
                                                                                  example, where every row is wrong
         every row has equal probabilities, so that T changes nothing             T = 1
@@ -92,6 +94,13 @@ def fit_temperature(prediction: Prediction) -> float:
     log_probs, labels = prediction.log_mean_probs, _labels_of(prediction)
     gaps = log_probs - log_probs.gather(-1, labels.unsqueeze(-1))  # (example, class), z_c - z_label
     if (gaps.amax(-1) - gaps.amin(-1)).max() <= _FLAT:
+        return 1.0
+    if (gaps <= 0).all():
+        warnings.warn(
+            f"all of the {len(labels)} rows that a temperature was to be fitted to are predicted right, which says "
+            "nothing about how sure to be: it stays 1. Hold out more rows.",
+            stacklevel=2,
+        )
         return 1.0
     if _slope(gaps, LEAST_TEMPERATURE) <= 0:
         return LEAST_TEMPERATURE

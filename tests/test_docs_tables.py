@@ -1,4 +1,4 @@
-"""Tables in the docs that are taken from committed results hold the numbers of these."""
+"""Tables in README and docs that are taken from committed results hold the numbers of these."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # <!-- from FILE#Section -->, then a table: some rows and columns of the one in that section of that file.
 QUOTED = re.compile(r"<!-- from ([^\s#]+)(?:#(.+?))? -->\n((?:\|.*\n)+)")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 QUOTES = [
     pytest.param(page, *found, id=f"{page.stem}-{number}")
-    for page in sorted((ROOT / "docs").glob("*.md"))
+    for page in PAGES
     for number, found in enumerate(QUOTED.findall(page.read_text(encoding="utf-8")))
 ]
 
@@ -19,7 +20,10 @@ Table = dict[str, dict[str, str]]  # by what stands first in a row, and by colum
 
 def read_table(lines: str) -> Table:
     """What a Markdown table says, without the emphasis."""
-    plain = [[cell.strip(" *`") for cell in line.strip("| ").split(" |")] for line in lines.strip().splitlines()]
+    plain = [
+        [cell.replace("*", "").strip(" `") for cell in line.strip("| ").split(" |")]
+        for line in lines.strip().splitlines()
+    ]
     (_, *columns), _, *rows = plain
     assert all(len(cells) == len(columns) for _, *cells in rows)
     assert len({name for name, *_ in rows}) == len(rows)
@@ -44,7 +48,7 @@ def test_a_table_says_what_its_file_says(page: Path, file: str, title: str, line
 
 
 def test_pages_quote_in_this_form() -> None:
-    marked = {page.name: page.read_text(encoding="utf-8").count("<!-- from ") for page in (ROOT / "docs").glob("*.md")}
+    marked = {page.name: page.read_text(encoding="utf-8").count("<!-- from ") for page in PAGES}
     assert sum(marked.values()) == len(QUOTES) > 0
 
 

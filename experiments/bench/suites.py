@@ -235,7 +235,7 @@ def _draws(bench: Bench) -> list[Record]:
 
 def _predict(bench: Bench) -> list[Record]:
     """A forward pass of prediction under one draw, against one of the plain adapter."""
-    sizes, num_samples = (((1, 8),), 2) if bench.quick else (((1, 8), (8, 32)), 16)
+    sizes, num_samples = (((1, 8),), 2) if bench.quick else (((1, 8), (8, 32), (32, 64)), 16)
     found = []
     for size in sizes:
         case, work = bench.case(*size), (num_samples, _BATCHES_PREDICTED)

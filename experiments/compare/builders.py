@@ -12,7 +12,7 @@ from bayes_lora.checks import require_choice, require_positive
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.compare.cost import Cost, Measured
 from bayes_lora.experiments.compare.fitting import CHECKPOINTS, Fitted, Fitting
-from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.methods import FIT_OPTIONS, Method
 from bayes_lora.experiments.compare.study import Study
 from bayes_lora.experiments.point_networks import Way
 from bayes_lora.inference import (
@@ -32,6 +32,8 @@ from bayes_lora.inference import (
     fit,
     fit_laplace,
     fit_network,
+    load_laplace,
+    save_laplace,
     trainable_state,
     tune_prior_precision,
 )
@@ -60,7 +62,7 @@ def check(fitting: Fitting, method: Method) -> None:
     Raises:
         ConfigurationError: one cannot.
     """
-    fitting.study.options(0, **method.given("epochs", "learning_rate", "posterior_learning_rate"))
+    fitting.study.options(0, **method.given(*FIT_OPTIONS))
     if method.name.startswith("monteclora"):
         fitting.posterior_config(method)
     elif method.name == "blob":
@@ -152,8 +154,18 @@ def _members(method: Method) -> int:
 def _laplace(fitting: Fitting, method: Method, seed: int) -> Fitted:
     point, cost = fitting.point(seed)
     options, link, tuning = _laplace_options(method)
-    with Measured() as fitted:
-        posterior = fit_laplace(point.network, fitting.fit.loader(), options)
+    folder = fitting.place(method, seed)
+    path = folder / "laplace.safetensors"
+    if path.is_file():
+        posterior, own = load_laplace(point.network, path), Cost.read(folder)
+    else:
+        with Measured() as fitted:
+            posterior = fit_laplace(point.network, fitting.fit.loader(), options)
+        own = fitted.cost
+        folder.mkdir(parents=True, exist_ok=True)
+        own.write(folder)
+        save_laplace(posterior, path)
+    with Measured() as tuned:
         if tuning == "evidence":
             posterior = tune_prior_precision(posterior)
         else:
@@ -162,7 +174,7 @@ def _laplace(fitting: Fitting, method: Method, seed: int) -> Fitted:
                 point.network, posterior, fitting.held_out.loader(), link=link, num_samples=draws, seed=seed
             )
     chosen = {"prior_precision": posterior.prior_precision}
-    return Fitted(LaplacePredictor(point.network, posterior, link), cost + fitted.cost, chosen)
+    return Fitted(LaplacePredictor(point.network, posterior, link), cost + own + tuned.cost, chosen)
 
 
 def _laplace_options(method: Method) -> tuple[LaplaceOptions, str, str]:
@@ -195,7 +207,7 @@ def _swag(fitting: Fitting, method: Method, seed: int) -> Fitted:
 
 def _swag_options(study: Study, method: Method, seed: int) -> FitOptions:
     defaults = {"epochs": _quarter(study), "learning_rate": study.training.learning_rate / 2}
-    given = {**defaults, **method.given("epochs", "learning_rate")}
+    given = {**defaults, **method.given(*FIT_OPTIONS)}
     return study.options(seed, decay="constant", warmup_ratio=0.0, **given)
 
 
@@ -210,7 +222,7 @@ def _mean_field(fitting: Fitting, method: Method, seed: int) -> Fitted:
     with seeded(seed, torch.device("cpu")):
         model = BayesianLoRA(fitting.new_lora(seed), config)
         guide = MeanFieldGuide(model, **{**_BLOB_START, **method.given("init_scale")})
-    rates = {**_BLOB_RATE, **method.given("epochs", "learning_rate", "posterior_learning_rate")}
+    rates = {**_BLOB_RATE, **method.given(*FIT_OPTIONS)}
     options = fitting.study.options(seed, **rates)
     cost = fitting.train(partial(fit, model, guide), method, options)
     return fitting.predictive(method, seed, model, guide, cost)

@@ -1,6 +1,7 @@
 """`bayes-lora compare`: many methods on one task."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,9 +118,12 @@ def compare_command(
         given |= {name: value for name, value in _QUICK.items() if name not in typed(context)}
     wanted = parse_methods(methods)
     against = _references(reference, wanted, typed(context))
+    # Beside rows of one's own it is the folder of the task outside.
+    of_task = None if train_file and outside else data_dir
     study = Study(
-        source=rows_source({**given, "limit": None, "seed": 0}),
+        source=rows_source({**given, "data_dir": of_task, "limit": None, "seed": 0}),
         outside=outside,
+        outside_dir=data_dir,
         base_model=base_model,
         lora=LoRAOptions(rank, lora_alpha, lora_dropout, targets),
         training=FitOptions(
@@ -142,7 +146,7 @@ def compare_command(
     with console.status("Tables, tests and figures"):
         found = write_report(results, against)
     if as_json:
-        print(json.dumps(_as_json(results, found)))
+        print(json.dumps(_as_json(results, found), allow_nan=False))
         raise typer.Exit(1 if results.failed else 0)
     if found:
         _print(found)
@@ -193,7 +197,14 @@ def _print(found: Scores) -> None:
 def _as_json(results: Results, found: Scores) -> dict[str, Any]:
     return {
         "study": str(results.folder),
-        "methods": {method.label: {str(seed): numbers for seed, numbers in of.items()} for method, of in found.items()},
+        "methods": {
+            # Where a metric has no value, null: JSON has no NaN.
+            method.label: {
+                str(seed): {name: None if math.isnan(number) else number for name, number in numbers.items()}
+                for seed, numbers in of.items()
+            }
+            for method, of in found.items()
+        },
         "failed": [[method.label, seed, why] for (method, seed), why in results.failed.items()],
         "missing": [[method.label, seed] for method, seed in results.missing],
     }

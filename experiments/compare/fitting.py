@@ -14,7 +14,7 @@ from rich.console import Console
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.base_models import BaseModel, load_base_model
 from bayes_lora.experiments.compare.cost import COST_FILE, Cost, Measured
-from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.methods import FIT_OPTIONS, Method
 from bayes_lora.experiments.compare.study import EncodedRows, Study
 from bayes_lora.experiments.lora import add_lora
 from bayes_lora.experiments.point_files import DESCRIPTION_FILE, load_trained, save_trained
@@ -79,6 +79,10 @@ class Fitting:
         """The point estimate that many methods start from, and what it cost."""
         return self.train_point(Method("map"), seed)
 
+    def has_point(self, seed: int) -> bool:
+        """Whether that has been trained, and is still there."""
+        return (self.place(Method("map"), seed) / "trained" / DESCRIPTION_FILE).is_file()
+
     def precision(self) -> torch.autocast:
         """Around predictions: the study's."""
         return mixed_precision(self.study.training.precision, torch.device("cpu"))
@@ -89,8 +93,8 @@ class Fitting:
             return load_base_model(self.study.base_model, self.label_names)
 
     def place(self, method: Method, seed: int) -> Path:
-        """The folder of what a method has trained, which its calibrated form and its mean share."""
-        return self.folder / Method(method.name, method.options).folder / f"seed-{seed}"
+        """The folder of what a method has trained, see `Method.training`."""
+        return self.folder / method.training.folder / f"seed-{seed}"
 
     def num_steps(self, options: FitOptions) -> int:
         """Of a training."""
@@ -117,9 +121,7 @@ class Fitting:
         with seeded(seed, torch.device("cpu")):
             model = BayesianLoRA(network(), self.posterior_config(method))
             guide = MonteCLoRAGuide(model)
-        options = self.study.options(
-            seed, **{**changes, **method.given("epochs", "learning_rate", "posterior_learning_rate")}
-        )
+        options = self.study.options(seed, **{**changes, **method.given(*FIT_OPTIONS)})
         cost = self.train(partial(fit, model, guide), method, options)
         save_posterior(model, guide, folder / "posterior")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -177,7 +179,7 @@ class Fitting:
             return load_trained(base.network, folder / "trained"), Cost.read(folder)
         point = make_network(way, base.network, base.new_modules, self.study.lora, seed=seed)  # type: ignore[arg-type]
         changes: dict[str, Any] = {"learning_rate": _RATES[way]} if way in _RATES else {}
-        options = self.study.options(seed, **{**changes, **method.given("epochs", "learning_rate")})
+        options = self.study.options(seed, **{**changes, **method.given(*FIT_OPTIONS)})
         if method.name == "map":
             options = replace(options, save_every=self.checkpoint_every(options), keep_checkpoints=None)
         cost = self.train(partial(fit_point, point), method, options)

@@ -8,13 +8,15 @@ from typing import Any
 from bayes_lora.errors import ConfigurationError
 
 _POSTERIOR = (
-    *("objective", "sample_scale", "temperature", "prior_scale", "kl_weight", "cooperative_weight"),
+    *("objective", "temperature", "sample_scale", "prior_scale", "kl_weight", "cooperative_weight"),
     *("num_components", "num_outer_samples", "degrees_of_freedom", "prior_concentration", "normal_kl", "sampler"),
 )
-_TRAINED = (*_POSTERIOR, "epochs", "learning_rate", "posterior_learning_rate")
-_POINT = ("epochs", "learning_rate")
+_POINT = ("epochs", "learning_rate", "weight_decay")
+# Of these, a method's take the place of the study's in its `FitOptions`.
+FIT_OPTIONS = (*_POINT, "posterior_learning_rate")
+_TRAINED = (*_POSTERIOR, *FIT_OPTIONS)
 
-# Every method, and the options that it takes.
+# Every method, and the options that it takes, in the order in which its label has them.
 METHODS: Mapping[str, tuple[str, ...]] = {
     "base_rate": (),
     "map": (),
@@ -26,18 +28,20 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "laplace": ("structure", "link", "tuning"),
     "laplace_last_layer": ("structure", "link", "tuning"),
     "swag": ("epochs", "learning_rate", "scale"),
-    "blob": ("temperature", "prior_scale", "init_scale", "epochs", "learning_rate", "posterior_learning_rate"),
+    "blob": ("temperature", "prior_scale", "init_scale", *FIT_OPTIONS),
     "monteclora": _TRAINED,
     "monteclora_sparse": _TRAINED,
     "monteclora_posthoc": (*_POSTERIOR, "epochs", "posterior_learning_rate"),
     "monteclora_calibrated": _POSTERIOR,
-    "lora": (),
+    "lora": _POINT,
     "full": _POINT,
     "adalora": _POINT,
     "dora": _POINT,
     "adapter": _POINT,
 }
-# Two names of one thing each.
+# Options that say how to predict with what was trained, and not what to train.
+_OF_PREDICTION = ("probability", "members", "link", "tuning", "scale")
+# Two names of one thing each, where no options are given.
 _SAME = {"lora": ("map", False), "temperature": ("map", True)}
 _CALIBRATED, _MEAN, _TEMPERATURE = _SUFFIXES = ("calibrated", "mean", "temperature")
 _POSTERIORS = ("monteclora", "monteclora_sparse", "monteclora_posthoc", "blob")  # that training has made
@@ -50,8 +54,9 @@ class Method:
     """A method with its options.
 
     Attributes:
-        name: one of `METHODS`, but for "lora" and "temperature", which are "map" with and without `tempered`.
-        options: in the order they were written.
+        name: one of `METHODS`, but for "temperature", which is "map" with `tempered`, and "lora", which is "map" too
+            where it has no options.
+        options: in the order of `METHODS`, however they were written.
         calibrated: the scale of the noise is chosen on held-out rows after training (`calibrate_scale`); so it is in
             "monteclora_calibrated", which trains nothing else.
         at_mean: predictions are made once at the posterior's mean, without draws.
@@ -88,6 +93,11 @@ class Method:
         """The method without its temperature."""
         return replace(self, tempered=False)
 
+    @property
+    def training(self) -> "Method":
+        """What it trains or fits, shared by methods that differ only in how they predict with it."""
+        return Method(self.name, tuple(option for option in self.options if option[0] not in _OF_PREDICTION))
+
     def given(self, *names: str) -> dict[str, Any]:
         """Its options among these."""
         return {name: value for name, value in self.options if name in names}
@@ -96,7 +106,7 @@ class Method:
 def parse_methods(text: str) -> list[Method]:
     """Methods: ``name`` or ``name[option=value,...]``, with ``+calibrated``, ``+mean`` or ``+temperature`` after it.
 
-    Separated by commas outside of brackets; one that is there twice counts once.
+    Separated by commas outside of brackets; one that is there twice counts once, in whatever order its options are.
 
     Raises:
         ConfigurationError: an unknown name, option or suffix, or one that does not belong to the method.
@@ -135,7 +145,7 @@ def _parse(written: str) -> Method:
         raise ConfigurationError(
             f"--methods: {written!r}: the mean has no noise, whose scale +calibrated could choose. Write one of them."
         )
-    name, tempered = _SAME.get(name, (name, False))
+    name, tempered = _SAME[name] if name in _SAME and not options else (name, False)
     return Method(name, options, calibrated, at_mean, tempered or _TEMPERATURE in suffixes)
 
 
@@ -149,16 +159,16 @@ def _options(written: str, name: str, text: str) -> tuple[tuple[str, Any], ...]:
                 f"--methods: {written!r}: {pair!r} is no option of {name}. Its options are: {takes}; write name=value."
             )
         found[option] = _value(value)
-    return tuple(found.items())
+    return tuple((option, found[option]) for option in METHODS[name] if option in found)
 
 
 def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    # 1 and 1.0 are one value, which is trained once; 1e30 is no count.
+    return int(number) if number.is_integer() and abs(number) < 1e15 else number
 
 
 def with_bases(methods: Sequence[Method]) -> list[Method]:

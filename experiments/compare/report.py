@@ -13,11 +13,11 @@ from torch import Tensor
 from bayes_lora.experiments import plots
 from bayes_lora.experiments.compare.methods import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
-from bayes_lora.experiments.compare.significance import Differences, significance
+from bayes_lora.experiments.compare.significance import Contrast, Differences, significance
 from bayes_lora.experiments.outputs import write_file
 from bayes_lora.experiments.report import png
 from bayes_lora.inference import all_metrics
-from bayes_lora.inference.bootstrap import Difference, mean_and_standard_error
+from bayes_lora.inference.bootstrap import mean_and_standard_error
 from bayes_lora.inference.uncertainty_metrics import risk_coverage_curve, uncertainty_scores
 
 RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"
@@ -106,14 +106,15 @@ def markdown(found: Scores) -> str:
 
 def markdown_differences(differences: Differences) -> str:
     """A Markdown table for each reference, of the methods minus it: bold where better, italic where worse, plain where
-    the 95 % interval holds 0."""
+    other rows or another training might turn it round, see `Contrast.sign`."""
     lines: list[str] = []
     for reference in dict.fromkeys(reference for _, reference in differences):
         rows = {method: metrics for (method, of), metrics in differences.items() if of == reference}
         columns = [column for column in COLUMNS if any(column.metric in metrics for metrics in rows.values())]
         lines += ["", f"## Minus {reference.label}", ""]
         lines += [
-            "Paired bootstrap over examples, 95 % intervals; **better** or *worse* where these do not hold 0.",
+            "Mean over seeds ± standard error over seeds [95 % interval over rows, paired bootstrap]; **better** or",
+            "*worse* where 0 is outside of that interval and of the 95 % interval over seeds (Student's t), too.",
             "",
         ]
         lines += [
@@ -166,12 +167,15 @@ def table_cells(found: Scores, columns: Sequence[Column], best: str, between: st
     return texts
 
 
-def _difference_cell(of: Difference, column: Column) -> str:
-    numbers = (f"{column.factor * number:+.{column.digits}f}" for number in (of.estimate, of.low, of.high))
-    text = "{} [{}, {}]".format(*numbers)
-    if of.low <= 0 <= of.high or math.isnan(of.low):
+def _difference_cell(of: Contrast, column: Column) -> str:
+    numbers = (of.rows.estimate, of.rows.low, of.rows.high)
+    estimate, *interval = (f"{column.factor * number:+.{column.digits}f}" for number in numbers)
+    error = of.standard_error
+    spread = "" if math.isnan(error) else f" ± {column.factor * error:.{column.digits}f}"
+    text = f"{estimate}{spread} [{', '.join(interval)}]"
+    if not of.sign:
         return text
-    return f"**{text}**" if (of.low > 0) == column.higher_is_better else f"*{text}*"
+    return f"**{text}**" if (of.sign > 0) == column.higher_is_better else f"*{text}*"
 
 
 def _long_rows(results: Results, found: Scores) -> list[dict[str, object]]:
@@ -189,11 +193,13 @@ def _difference_rows(differences: Differences) -> list[dict[str, object]]:
             "method": method.label,
             "minus": reference.label,
             "metric": metric,
-            "difference": of.estimate,
-            "low_95": of.low,
-            "high_95": of.high,
-            "p_value": of.p_value,
-            "resamples": of.num_resamples,
+            "difference": of.rows.estimate,
+            "low_95": of.rows.low,
+            "high_95": of.rows.high,
+            "p_value": of.rows.p_value,
+            "resamples": of.rows.num_resamples,
+            "seeds": len(of.of_seeds),
+            "standard_error_over_seeds": of.standard_error,
         }
         for (method, reference), metrics in differences.items()
         for metric, of in metrics.items()
@@ -209,18 +215,19 @@ def _csv(rows: Sequence[Mapping[str, object]]) -> bytes:
 
 
 def _draw(results: Results, found: Scores, folder: Path) -> None:
-    """Figures over all seeds: in the one every row counts once for each, in the other the risks are averaged."""
-    probs: dict[str, tuple[Tensor, Tensor]] = {}
+    """Figures over all seeds."""
+    probs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     curves: dict[str, tuple[Tensor, Tensor]] = {}
     for method, of_seeds in found.items():
         predictions = [results.read(method, seed).prediction for seed in of_seeds]
         labels = [prediction.labels for prediction in predictions if prediction.labels is not None]
-        probs[method.label] = torch.cat([prediction.mean_probs for prediction in predictions]), torch.cat(labels)
-        of_each = [
+        of_each = zip(predictions, labels, strict=True)
+        probs[method.label] = [(prediction.mean_probs, own) for prediction, own in of_each]
+        risks = [
             risk_coverage_curve(uncertainty_scores(prediction)["max_prob"], prediction.mean_probs.argmax(-1) != own)
             for prediction, own in zip(predictions, labels, strict=True)
         ]
-        curves[method.label] = of_each[0][0], torch.stack([risk for _, risk in of_each]).mean(0)
+        curves[method.label] = risks[0][0], torch.stack([risk for _, risk in risks]).mean(0)
     write_file(folder / RELIABILITY_FILE, png(plots.reliability_panels(probs)))
     write_file(folder / RISK_FILE, png(plots.risk_coverage(curves)))
 
@@ -231,13 +238,15 @@ def _draw_differences(differences: Differences, folder: Path) -> None:
     for earlier in folder.glob(MINUS_FILES):  # of other references
         earlier.unlink()
     for reference in dict.fromkeys(reference for _, reference in differences):
-        panels: dict[str, dict[str, tuple[float, float, float]]] = {}
+        panels: dict[str, dict[str, plots.Shown]] = {}
         for (method, of), metrics in differences.items():
             for column in columns:
                 one = metrics.get(column.metric)
-                if of == reference and one and not math.isnan(one.low):
-                    three = (column.factor * one.estimate, column.factor * one.low, column.factor * one.high)
-                    panels.setdefault(column.title, {})[method.label] = three
+                if of == reference and one and not math.isnan(one.rows.low):
+                    scaled = [column.factor * number for number in (one.rows.estimate, one.rows.low, one.rows.high)]
+                    of_seeds = tuple(column.factor * number for number in one.of_seeds)
+                    shown = plots.Shown(scaled[0], scaled[1], scaled[2], of_seeds, one.sign)
+                    panels.setdefault(column.title, {})[method.label] = shown
         better = {column.title: bool(column.higher_is_better) for column in columns}
         if panels:
             figure = plots.differences(panels, reference.label, better)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed, parallel_config
+from joblib import delayed
 from rich.console import Console
 from rich.markup import escape
 
 from bayes_lora.checks import require_count
 from bayes_lora.errors import BayesLoRAError, DataError
-from bayes_lora.experiments import ignore_known_warnings
 from bayes_lora.experiments.base_models import load_base_model
 from bayes_lora.experiments.compare.builders import build, check
 from bayes_lora.experiments.compare.cost import Measured
@@ -24,8 +23,9 @@ from bayes_lora.experiments.compare.schedule import stages
 from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.experiments.sessions import Session
+from bayes_lora.experiments.side_by_side import side_by_side
 from bayes_lora.experiments.stored_predictions import About, StoredPrediction, read_prediction, write_prediction
-from bayes_lora.experiments.study_folder import open_study
+from bayes_lora.experiments.study_folder import only_one, open_study
 from bayes_lora.files import read_json
 from bayes_lora.inference import Prediction, TemperatureScaled, fit_temperature
 
@@ -108,7 +108,7 @@ def run_study(
         max_hours: no job is started after so many; what is missing can be asked of the result.
 
     Raises:
-        RunExistsError: the folder holds another study.
+        RunExistsError: the folder holds another study, or another process works on it.
         ConfigurationError: an option of a method has a value that it cannot have, or workers are below 1.
     """
     require_count("workers", workers)
@@ -119,18 +119,19 @@ def run_study(
     wanted = [
         (method, seed) for seed in study.seeds for method in with_bases(methods) if not results.is_done(method, seed)
     ]
-    if wanted:
-        bench = _Bench.of(study, rows, folder, console if workers == 1 else None)
-        for method, _ in wanted:
-            check(bench.fitting, method)
-        until = math.inf if max_hours is None else time.time() + 3600 * max_hours
-        _work_through(bench, results, wanted, workers, until, console)
-    for method, seed in results.missing:
-        if method.tempered and results.is_done(method.untempered, seed):
-            try:
-                _temper(results, method, seed)
-            except BayesLoRAError as error:
-                results.failed[method, seed] = f"{type(error).__name__}: {error}"
+    with only_one(folder):
+        if wanted:
+            bench = _Bench.of(study, rows, folder, console if workers == 1 else None)
+            for method, _ in wanted:
+                check(bench.fitting, method)
+            until = math.inf if max_hours is None else time.time() + 3600 * max_hours
+            _work_through(bench, results, wanted, workers, until, console)
+        for method, seed in results.missing:
+            if method.tempered and results.is_done(method.untempered, seed):
+                try:
+                    _temper(results, method, seed)
+                except BayesLoRAError as error:
+                    results.failed[method, seed] = f"{type(error).__name__}: {error}"
     return results
 
 
@@ -143,23 +144,26 @@ def _work_through(
     console: Console,
 ) -> None:
     session, finished = Session.start(results.folder), 0
+
+    def is_left(method: Method, seed: int) -> bool:
+        # The others of the second stage would each train the network of a point estimate that is not there.
+        return not results.is_done(method, seed) or (method == Method("map") and not bench.fitting.has_point(seed))
+
     left = [
-        [(seed, [method for method in chain if not results.is_done(method, seed)]) for seed, chain in stage]
+        [(seed, [method for method in chain if is_left(method, seed)]) for seed, chain in stage]
         for stage in stages(wanted)
     ]
     total = sum(len(chain) for stage in left for _, chain in stage)
-    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1, initializer=ignore_known_warnings):
-        for stage in left:
-            side_by_side = Parallel(return_as="generator_unordered", batch_size=1)
-            for seed, done in side_by_side(delayed(bench.attempt)(results, *chain, until) for chain in stage):
-                for method, seconds, error in done:
-                    if error:  # the others have nothing to do with it
-                        results.failed[method, seed] = error
-                    else:
-                        session.done(method=method.label, seed=seed, seconds=round(seconds, 1))
-                    finished += 1
-                    said = f"[red]failed: {escape(error)}[/]" if error else f"{seconds:.0f} s"
-                    console.print(f"{finished}/{total}  seed {seed}  {escape(method.label)}: {said}")
+    for stage in left:
+        for seed, done in side_by_side((delayed(bench.attempt)(results, *chain, until) for chain in stage), workers):
+            for method, seconds, error in done:
+                if error:  # the others have nothing to do with it
+                    results.failed[method, seed] = error
+                else:
+                    session.done(method=method.label, seed=seed, seconds=round(seconds, 1))
+                finished += 1
+                said = f"[red]failed: {escape(error)}[/]" if error else f"{seconds:.0f} s"
+                console.print(f"{finished}/{total}  seed {seed}  {escape(method.label)}: {said}")
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,9 @@ class _Bench:
                 break
             try:
                 self._do(results, method, seed)
-            except (BayesLoRAError, torch.linalg.LinAlgError) as failure:  # type: ignore[attr-defined]
+            except OSError:
+                raise  # a full disk fails every method alike
+            except Exception as failure:
                 error = f"{type(failure).__name__}: {failure}"
             done.append((method, time.time() - started, error))
         return seed, done

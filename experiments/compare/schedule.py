@@ -8,7 +8,7 @@ Chain = tuple[int, list[Method]]
 """A seed, and methods that are done one after the other, since one finds what another has trained."""
 
 _POINT = Method("map")
-_FROM_SCRATCH = ("base_rate", "blob", "monteclora", "monteclora_sparse", "full", "dora", "adalora", "adapter")
+_FROM_SCRATCH = ("base_rate", "blob", "monteclora", "monteclora_sparse", "lora", "full", "dora", "adalora", "adapter")
 
 
 def stages(jobs: Sequence[tuple[Method, int]]) -> list[list[Chain]]:
@@ -20,10 +20,5 @@ def stages(jobs: Sequence[tuple[Method, int]]) -> list[list[Chain]]:
     chains: dict[tuple[int, Method], Chain] = {}
     for method, seed in jobs:
         if method != _POINT:
-            chains.setdefault((seed, _trains(method)), (seed, []))[1].append(method)
+            chains.setdefault((seed, method.training), (seed, []))[1].append(method)
     return [[(seed, [_POINT]) for seed in first], list(chains.values())]
-
-
-def _trains(method: Method) -> Method:
-    """Whose training a job does, or finds done: ensembles share members, means and scales another's posterior."""
-    return Method(method.name) if method.name == "deep_ensemble" else Method(method.name, method.options)

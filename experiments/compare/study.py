@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bayes_lora.checks import require_choice, require_count, require_fraction, require_seed
-from bayes_lora.errors import ConfigurationError
+from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.experiments.encoding import encode
 from bayes_lora.experiments.lora import LoRAOptions
 from bayes_lora.experiments.rows import Row, hold_out
@@ -34,7 +34,8 @@ class Study:
 
     Attributes:
         source: where the rows are from; its `limit` is not used.
-        outside: built-in task whose validation rows are out of distribution here, or None.
+        outside: another built-in task, whose rows are out of distribution here, or None.
+        outside_dir: folder that holds it; None is the hub.
         base_model: see `load_base_model`.
         lora: adapters of every method that has some; its dropout is MC dropout's, and is on in all training.
         training: of the point estimate and of every posterior that is trained from the start; each seed takes the
@@ -44,16 +45,18 @@ class Study:
         train_rows: the first so many rows of the training split; None takes all.
         held_out: part of those rows on which nothing is trained: temperatures and scales are chosen there.
         eval_split: the rows that the tables are about: "validation", or "held_out" to choose settings without looking
-            at the validation rows: then half of the held-out rows are for the tables, and half for what is chosen.
+            at the validation rows: then half of the held-out rows are for the tables, and half for what is chosen,
+            and the rows from outside are of the other task's training split, as many as its validation split has.
         eval_rows: the first so many of these, and of the rows from outside; None takes all.
         max_length: tokens per row; None takes the task's.
 
     Raises:
-        ConfigurationError: a value outside its domain, or a seed twice.
+        ConfigurationError: a value outside its domain, a seed twice, or the task itself outside.
     """
 
     source: RowsSource
     outside: str | None = None
+    outside_dir: Path | None = None
     base_model: str = "minilm"
     lora: LoRAOptions = field(default_factory=lambda: LoRAOptions(dropout=0.1))
     training: FitOptions = field(default_factory=FitOptions)
@@ -68,6 +71,10 @@ class Study:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigurationError(f"seeds={self.seeds} must be different numbers, at least one: --seeds 0,1,2.")
+        if self.outside is not None and self.outside == self.source.task:
+            raise ConfigurationError(
+                f"--outside {self.outside} is the task itself, whose rows cannot be told from its rows. Name another."
+            )
         for seed in self.seeds:
             require_seed("seeds", seed)
         require_count("num_samples", self.num_samples)
@@ -85,28 +92,40 @@ class Study:
         """All rows, in the same parts at every call.
 
         Raises:
-            TaskError, DataError: see `RowsSource.load`.
+            TaskError, DataError: see `RowsSource.load`; or a class that the rows taken do not have.
         """
         rows = self.source.load()
-        known = rows.train[: self.train_rows]
-        fit, held_out = hold_out(
-            known, rows.task.label_column, Path(self.source.train_file or rows.task.name), fraction=self.held_out
-        )
+        column, known = rows.task.label_column, rows.train[: self.train_rows]
+        _require_classes("--train-rows", rows.train, known, column)
+        fit, held_out = hold_out(known, column, Path(self.source.train_file or rows.task.name), fraction=self.held_out)
         evaluated = rows.validation
         if self.eval_split == "held_out":  # what is chosen on some of these rows is not judged by them
-            held_out, evaluated = hold_out(held_out, rows.task.label_column, Path(rows.task.name), fraction=0.5)
+            held_out, evaluated = hold_out(held_out, column, Path(rows.task.name), fraction=0.5)
+        _require_classes("--eval-rows", evaluated, evaluated[: self.eval_rows], column)
         outside = None
         if self.outside is not None:
-            folder = None if self.source.data_dir is None else Path(self.source.data_dir)
-            found = load_task(self.outside, folder)
-            outside = replace(found, train=[], validation=found.validation[: self.eval_rows])
+            found = load_task(self.outside, self.outside_dir)
+            # Those that settings are chosen by are not those that the choice is judged by, here too.
+            foreign = found.validation if self.eval_split == "validation" else found.train[: len(found.validation)]
+            outside = replace(found, train=[], validation=foreign[: self.eval_rows])
         return StudyRows(rows.task, fit, held_out, evaluated[: self.eval_rows], outside)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, without the place of the rows on this machine: what they are, their checksum says."""
+        """Plain data, without the places of the rows on this machine: what they are, their checksum says."""
         found = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
-        del found["source"]["data_dir"]
+        del found["source"]["data_dir"], found["outside_dir"]
         return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+
+
+def _require_classes(option: str, rows: Sequence[Row], taken: Sequence[Row], column: str) -> None:
+    """Raise where the first rows, in a file that is sorted by class say, lack a class that the others have."""
+    lost = {row[column] for row in rows} - {row[column] for row in taken}
+    if lost:
+        named = ", ".join(sorted(map(str, lost)))
+        raise DataError(
+            f"{option} takes the first {len(taken)} of {len(rows)} rows, which have none of class {named}. Shuffle the "
+            "file, or take more rows."
+        )
 
 
 @dataclass(frozen=True)

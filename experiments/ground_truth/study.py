@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from joblib import Parallel, delayed, parallel_config
+from joblib import delayed
 from rich.console import Console
 from safetensors.torch import load, save
 
@@ -32,7 +32,8 @@ from bayes_lora.experiments.ground_truth.problems import (
 )
 from bayes_lora.experiments.outputs import write_file, write_json
 from bayes_lora.experiments.sessions import Session
-from bayes_lora.experiments.study_folder import open_study
+from bayes_lora.experiments.side_by_side import side_by_side
+from bayes_lora.experiments.study_folder import only_one, open_study
 from bayes_lora.files import read_json
 from bayes_lora.inference.progress import progress_bar
 from bayes_lora.inference.randomness import stream
@@ -124,12 +125,10 @@ def run_study(study: Study, folder: Path, *, workers: int = 1, console: Console)
     open_study(folder, asdict(study), growing=("seeds", "problems", "methods"))
     left = [[job for job in stage if not job.path(folder).is_file()] for stage in _stages(study, folder)]
     session, failed = Session.start(folder), dict[str, str]()
-    with progress_bar(console) as progress, parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+    with only_one(folder), progress_bar(console) as progress:
         task = progress.add_task("ground truth", total=sum(map(len, left)), terms="")
         for stage in left:
-            # One by one: batches of jobs would be kept, and shown, only when the last of them is done.
-            side_by_side = Parallel(return_as="generator_unordered", batch_size=1)
-            for job, result, error in side_by_side(map(delayed(_attempt), stage)):
+            for job, result, error in side_by_side(map(delayed(_attempt), stage), workers):
                 if result is None:
                     failed[job.name] = error
                 else:

@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 from torch import Tensor
 
 from bayes_lora.experiments import plots
-from bayes_lora.inference.metrics import calibration_bins, reliability_table
+from bayes_lora.inference.metrics import calibration_bins, expected_calibration_error, reliability_table
 
 # Six rows of two classes; confidences in three different bins.
 PROBS = torch.tensor([[0.95, 0.05], [0.96, 0.04], [0.18, 0.82], [0.17, 0.83], [0.45, 0.55], [0.94, 0.06]])
@@ -83,10 +83,10 @@ def test_reliability() -> None:
 
 def test_reliability_panels() -> None:
     labels = LABELS.flip(0)
-    figure = plots.reliability_panels({"one": (PROBS, LABELS), "two": (PROBS, labels)})
+    figure = plots.reliability_panels({"one": [(PROBS, LABELS)], "two": [(PROBS, labels)]})
     assert (figure.get_supxlabel(), figure.get_suptitle()) == (
         "confidence (largest class probability)",
-        "Reliability on held-out rows, 15 bins",
+        "Reliability on the evaluated rows, 15 bins",
     )
     assert figure.get_supylabel() == "accuracy in the bin, ± 1 standard error"
     # Of six rows: .95, .96 and .94, one wrong; .82 and .83, right; .55, wrong.
@@ -109,8 +109,23 @@ def test_reliability_panels() -> None:
         assert all(left < row.confidence < right for row in table)
 
 
+def test_seeds_in_a_reliability_panel_are_the_same_rows() -> None:
+    once, twice = (plots.reliability_panels({"one": [(PROBS, LABELS)] * seeds}) for seeds in (1, 2))
+    assert once.axes[0].get_title() == twice.axes[0].get_title()
+    (of_one,), (of_two,) = (
+        [found for found in figure.axes[0].containers if isinstance(found, ErrorbarContainer)]
+        for figure in (once, twice)
+    )
+    for first, second in zip(of_one.lines[2][0].get_segments(), of_two.lines[2][0].get_segments(), strict=True):
+        assert_allclose(np.asarray(first), np.asarray(second))
+    # Seeds that err in opposite ways are not calibrated, though their rows together may be.
+    flipped = plots.reliability_panels({"one": [(PROBS, PROBS.argmax(-1)), (PROBS, 1 - PROBS.argmax(-1))]})
+    errors = [expected_calibration_error(PROBS, labels) for labels in (PROBS.argmax(-1), 1 - PROBS.argmax(-1))]
+    assert flipped.axes[0].get_title() == f"one\nECE {50 * sum(errors):.1f} %"
+
+
 def test_reliability_panels_leave_no_empty_frames() -> None:
-    figure = plots.reliability_panels({str(k): (PROBS, LABELS) for k in range(9)})
+    figure = plots.reliability_panels({str(k): [(PROBS, LABELS)] for k in range(9)})
     assert [axes.axison for axes in figure.axes] == [True] * 9 + [False] * 3
     # The lowest panel of each column says what its axis is.
     labelled = [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes[:9]]
@@ -135,14 +150,17 @@ def test_risk_coverage() -> None:
 
 def test_differences() -> None:
     panels = {
-        "NLL": {"one": (-0.2, -0.3, -0.1), "two": (0.1, -0.1, 0.3)},
-        "accuracy %": {"two": (-2.0, -3.0, -1.0), "three": (2.0, 1.0, 3.0)},
+        "NLL": {"one": plots.Shown(-0.2, -0.3, -0.1, (-0.2,), -1), "two": plots.Shown(0.1, -0.1, 0.3, (0.1,), 0)},
+        "accuracy %": {
+            "two": plots.Shown(-2.0, -3.0, -1.0, (-2.0,), -1),
+            "three": plots.Shown(2.0, 1.0, 3.0, (2.0,), 1),
+        },
     }
     figure = plots.differences(panels, "map", {"NLL": False, "accuracy %": True})
     (below,) = figure.legends
     kinds = {line.get_color(): text.get_text() for line, text in zip(below.get_lines(), below.get_texts(), strict=True)}
     expected = {
-        "NLL": {"one": "better", "two": "the interval holds 0"},
+        "NLL": {"one": "better", "two": "not sure"},
         "accuracy %": {"two": "worse", "three": "better"},
     }
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -150,13 +168,21 @@ def test_differences() -> None:
     for axes in figure.axes:
         title = axes.get_title()
         _, *drawn = axes.get_lines()
-        for line, point, (name, (estimate, low, high)) in zip(
+        for line, point, (name, (estimate, low, high, _, _)) in zip(
             drawn[::2], drawn[1::2], panels[title].items(), strict=True
         ):
             assert_allclose(np.asarray(line.get_xydata()), [[low, names.index(name)], [high, names.index(name)]])
             assert_allclose(np.asarray(point.get_xydata()), [[estimate, names.index(name)]])
             assert kinds[line.get_color()] == kinds[point.get_color()] == expected[title][name]
     assert "map" in figure.get_suptitle()
+
+
+def test_seeds_of_a_difference_are_ticks() -> None:
+    shown = plots.Shown(0.2, 0.1, 0.3, (0.15, 0.2, 0.25), 1)
+    (axes,) = plots.differences({"NLL": {"one": shown}}, "map", {"NLL": False}).axes
+    *_, ticks = axes.get_lines()
+    assert_allclose(np.asarray(ticks.get_xydata()), [[0.15, 0], [0.2, 0], [0.25, 0]])
+    assert ticks.get_marker() == "|"
 
 
 @pytest.mark.parametrize("figure_of", [plots.reliability, plots.risk_coverage])

@@ -131,5 +131,5 @@ def test_hold_out_is_a_fraction(fraction: float) -> None:
 
 @pytest.mark.parametrize("labels", [(0, 1), (0, 0, 1, 1, 2, 2)])
 def test_hold_out_says_when_rows_are_too_few(labels: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r"f\.csv: \d rows of \d classes are too few .* Give --eval-file"):
+    with pytest.raises(DataError, match=r"f\.csv: \d rows of \d classes are too few .* Give more rows, a larger"):
         hold_out([{"y": label} for label in labels], "y", Path("f.csv"))

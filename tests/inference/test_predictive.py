@@ -224,6 +224,22 @@ def test_a_network_that_mixes_rows_runs_its_draws_singly(network: torch.nn.Modul
             predict(model, guide, loader, num_samples=3, draws_per_pass=3)
 
 
+def test_whether_draws_can_share_a_pass_is_tried_once_and_where_it_matters() -> None:
+    wrapped = peft.get_peft_model(TimeFirst(), peft.LoraConfig(r=2, target_modules=["layer"]))
+    torch.nn.init.normal_(wrapped.get_parameter("base_model.model.layer.lora_B.default.weight"))
+    model, guide = build_pair(wrapped, sample_scale=0.5)
+    passes: list[int] = []
+    wrapped.base_model.model.register_forward_hook(lambda *_: passes.append(1))
+
+    def counted(*tokens: int) -> int:
+        passes.clear()
+        predict(model, guide, [{"x": torch.randn(4, count, 6)} for count in tokens], num_samples=3)
+        return len(passes)
+
+    assert counted(300, 300) == 6  # 1200 tokens: there is no room for two draws
+    assert counted(300, 8, 8) == 9 + 2  # a pass of two draws, and one of the rows alone
+
+
 def test_small_mutual_information_is_not_rounding_noise() -> None:
     logits = torch.randn(1, 20, 3, dtype=torch.double) + 1e-4 * torch.randn(32, 20, 3, dtype=torch.double)
     exact, rounded = Prediction(logits).mutual_information, Prediction(logits.float()).mutual_information

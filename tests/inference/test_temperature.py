@@ -73,9 +73,7 @@ def prediction_of(rows: list[list[float]], labels: list[int]) -> Prediction:
 @pytest.mark.parametrize(
     ("prediction", "expected"),
     [
-        (prediction_of([[2.0, 0.0], [0.0, 1.0]], [0, 1]), LEAST_TEMPERATURE),
-        (prediction_of([[2.0, 0.0, 1.0]], [0]), LEAST_TEMPERATURE),
-        (prediction_of([[1e4, 0.0], [0.0, 1e4]], [0, 1]), LEAST_TEMPERATURE),
+        (prediction_of([[1e-4, 0.0], [0.0, 1e-9]], [0, 0]), LEAST_TEMPERATURE),
         (prediction_of([[2.0, 0.0], [0.0, 1.0]], [1, 0]), MOST_TEMPERATURE),
         (prediction_of([[1e4, 0.0], [0.0, 1e4]], [1, 0]), MOST_TEMPERATURE),
         (prediction_of([[2.0, 1.0, 0.0]], [2]), MOST_TEMPERATURE),
@@ -84,12 +82,27 @@ def prediction_of(rows: list[list[float]], labels: list[int]) -> Prediction:
         (prediction_of([[0.3], [7.0]], [0, 0]), 1.0),
     ],
     ids=[
-        *("all right", "one row", "all right, sure", "all wrong", "all wrong, sure", "least probable", "half right"),
+        *("hardly wrong", "all wrong", "all wrong, sure", "least probable", "half right"),
         *("uniform", "one class"),
     ],
 )
 def test_the_ends_of_the_range(prediction: Prediction, expected: float) -> None:
     assert fit_temperature(prediction) == expected
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        prediction_of([[2.0, 0.0], [0.0, 1.0]], [0, 1]),
+        prediction_of([[2.0, 0.0, 1.0]], [0]),
+        prediction_of([[1e4, 0.0], [0.0, 1e4]], [0, 1]),
+        prediction_of([[2.0, 0.0], [1.0, 1.0]], [0, 1]),
+    ],
+    ids=["all right", "one row", "all right, sure", "a tie"],
+)
+def test_rows_that_are_all_right_do_not_say_how_sure_to_be(prediction: Prediction) -> None:
+    with pytest.warns(UserWarning, match=r"all of the [12] rows .* predicted right.* stays 1\. Hold out more rows"):
+        assert fit_temperature(prediction) == 1
 
 
 def test_wrong_but_better_than_blind_is_inside_the_range() -> None:

@@ -3,10 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from bayes_lora.experiments.compare.study import Study
 from bayes_lora.experiments.lora import LoRAOptions
 from bayes_lora.experiments.sources import RowsSource
 from bayes_lora.inference import FitOptions
+
+# Of the comparison that most tests look at, the fixture `done`.
+METHODS = "map,temperature,mc_dropout,monteclora[sample_scale=0.1]+temperature,monteclora_calibrated"
+QUIET = Console(quiet=True)
 
 
 def make_study(data_dir: Path, base: str, **changes: Any) -> Study:
@@ -14,6 +20,7 @@ def make_study(data_dir: Path, base: str, **changes: Any) -> Study:
     settings: dict[str, Any] = {
         "source": RowsSource(task="mrpc", data_dir=str(data_dir)),
         "outside": "rte",
+        "outside_dir": data_dir,
         "base_model": base,
         "lora": LoRAOptions(rank=2, dropout=0.2),
         "training": FitOptions(epochs=2, batch_size=8, learning_rate=2e-2),

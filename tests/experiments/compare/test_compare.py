@@ -1,6 +1,5 @@
-"""The whole comparison: its files, going on with it, and its numbers from the stored predictions."""
+"""Running a comparison: its files, sharing, going on with it, and what is refused."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -8,30 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
-from bayes_lora.errors import ConfigurationError, RunExistsError
+from bayes_lora.errors import ConfigurationError, RunExistsError, TaskError
 from bayes_lora.experiments.compare.methods import Method, parse_methods
-from bayes_lora.experiments.compare.report import latex, markdown, markdown_differences, scores, write_report
+from bayes_lora.experiments.compare.report import write_report
 from bayes_lora.experiments.compare.running import EVALUATED, Results, run_study
-from bayes_lora.experiments.compare.significance import significance
-from bayes_lora.inference import all_metrics
-from bayes_lora.inference.bootstrap import Difference
+from bayes_lora.experiments.study_folder import only_one
 from bayes_lora.inference.metrics import example_losses
 from tests.experiments.commands import run
-from tests.experiments.compare.studies import make_study
-
-METHODS = "map,temperature,mc_dropout,monteclora[sample_scale=0.1]+temperature,monteclora_calibrated"
-QUIET = Console(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def done(data_dir: Path, base: str, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Two seeds of five methods."""
-    folder = tmp_path_factory.mktemp("studies") / "study"
-    results = run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), folder, console=QUIET)
-    write_report(results, [Method("map"), Method("map", tempered=True)])
-    return results
+from tests.experiments.compare.studies import METHODS, QUIET, make_study
 
 
 def copy_of(results: Results, folder: Path) -> Results:
@@ -83,81 +67,6 @@ def test_temperature_keeps_the_class_and_is_chosen_on_held_out_rows(done: Result
     assert nll(temperature) <= min(nll(0.9 * temperature), nll(min(1e3, 1.1 * temperature)), nll(1.0)) + 1e-9
 
 
-def test_numbers_follow_from_the_stored_predictions(done: Results) -> None:
-    found = scores(done)
-    with (done.folder / "results.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 10
-    method = done.methods[3]
-    inside, outside = done.read(method, 1).prediction, done.read(method, 1, "outside").prediction
-    expected = all_metrics(inside, outside)
-    row = next(row for row in rows if row["method"] == method.label and row["seed"] == "1")
-    for metric, value in expected.items():
-        assert found[method][1][metric] == pytest.approx(value, nan_ok=True)
-        assert float(row[metric]) == pytest.approx(value, nan_ok=True)
-    assert "temperature=" in row["chosen"]
-
-
-def test_tables(done: Results) -> None:
-    found = scores(done)
-    page = (done.folder / "table.md").read_text(encoding="utf-8")
-    means, *_ = page.partition("\n## Minus")
-    assert means == markdown(found)
-    lines = means.splitlines()
-    assert len(lines) == 2 + 5
-    assert all(line.count("|") == lines[0].count("|") for line in lines)
-    accuracies = [100 * found[Method("map")][seed]["accuracy"] for seed in (0, 1)]
-    assert f"{sum(accuracies) / 2:.1f}" in lines[2]
-    assert "±" in lines[2]
-    nll = {method: sum(of[seed]["nll"] for seed in (0, 1)) / 2 for method, of in found.items()}
-    best = min(nll, key=lambda method: nll[method])
-    line = next(line for line in lines if line.startswith(f"| {best.label} "))
-    assert f"**{nll[best]:.3f}**" in line
-    table = latex(found)
-    assert table.count(r"\\") == 6
-    assert r"mc\_dropout" in table
-
-
-def test_significance_is_against_the_references(done: Results) -> None:
-    found = significance(done, [Method("map")])
-    assert found.keys() == {(method, Method("map")) for method in done.methods[1:]}
-    tested = {"accuracy", "nll", "brier", "aurc", "misclassification_auroc_entropy", "ood_auroc_entropy"}
-    for (method, _), metrics in found.items():
-        assert metrics.keys() == tested
-        for metric, difference in metrics.items():
-            means = [scores(done)[of][seed][metric] for of in (method, Method("map")) for seed in (0, 1)]
-            assert difference.estimate == pytest.approx((means[0] + means[1] - means[2] - means[3]) / 2)
-    with (done.folder / "significance.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["minus"] for row in rows] == ["map"] * 4 * 6 + ["temperature"] * 4 * 6
-    # One temperature leaves the order of the rows as it is.
-    same = [row for row in rows if (row["method"], row["minus"]) == ("temperature", "map")]
-    assert {row["metric"]: float(row["p_value"]) for row in same}["aurc"] == 1
-
-
-def test_differences_for_people_to_read(done: Results) -> None:
-    page = (done.folder / "table.md").read_text(encoding="utf-8")
-    found = significance(done, [Method("map"), Method("map", tempered=True)])
-    assert page.endswith(markdown_differences(found))
-    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## Minus map", "## Minus temperature"]
-    assert {path.name for path in done.folder.glob("minus_*")} == {"minus_map.png", "minus_temperature.png"}
-    table = page.partition("\n## Minus map\n")[2].partition("\n## ")[0]
-    columns, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
-    assert [name for name, *_ in rows] == [method.label for method in done.methods[1:]]
-    for method, (_, *cells) in zip(done.methods[1:], rows, strict=True):
-        nll = found[method, Method("map")]["nll"]
-        assert cells[columns.index("NLL") - 1].strip("*") == f"{nll.estimate:+.3f} [{nll.low:+.3f}, {nll.high:+.3f}]"
-
-
-def test_what_is_better_and_what_is_worse_is_marked() -> None:
-    numbers = {"accuracy": (0.02, 0.01, 0.03), "nll": (0.2, 0.1, 0.3), "brier": (-0.1, -0.2, 0.1)}
-    metrics = {name: Difference(*three, 0.01, 100) for name, three in numbers.items()}
-    line = markdown_differences({(Method("laplace"), Method("map")): metrics}).splitlines()[-1]
-    assert line == (
-        "| laplace | **+2.0 [+1.0, +3.0]** | *+0.200 [+0.100, +0.300]* | -0.100 [-0.200, +0.100] |"
-    )  # higher accuracy is better, higher NLL worse, and of the last one the sign is not known
-
-
 def test_it_goes_on_and_makes_only_what_is_missing(done: Results, data_dir: Path, base: str, tmp_path: Path) -> None:
     results = copy_of(done, tmp_path / "study")
     tempered, calibrated = done.methods[3], done.methods[4]
@@ -193,10 +102,32 @@ def test_a_method_that_fails_does_not_stop_the_others(data_dir: Path, base: str,
     run_study(study, parse_methods("map"), folder, console=QUIET)
     trained = folder / "trained" / "map" / "seed-0" / "trained" / "trained.safetensors"
     trained.write_bytes(trained.read_bytes()[:-8])
-    results = run_study(study, parse_methods("mc_dropout,monteclora"), folder, console=QUIET)
-    assert [method.label for method, _ in results.failed] == ["mc_dropout"]
-    assert "CheckpointFileError" in next(iter(results.failed.values()))
-    assert [method.label for method, _ in results.missing] == ["mc_dropout"]
+    too_large = "monteclora[num_components=100000000000000]"
+    results = run_study(study, parse_methods(f"mc_dropout,{too_large},monteclora"), folder, console=QUIET)
+    assert [method.label for method, _ in results.failed] == ["mc_dropout", too_large]
+    first, second = results.failed.values()
+    assert first.startswith("CheckpointFileError: ")
+    assert second.startswith("RuntimeError: ")  # nothing of ours: there is not so much memory
+    assert [method.label for method, _ in results.missing] == ["mc_dropout", too_large]
+
+
+def test_a_point_estimate_that_was_deleted_is_trained_once(data_dir: Path, base: str, tmp_path: Path) -> None:
+    study, folder = make_study(data_dir, base), tmp_path / "study"
+    run_study(study, parse_methods("map"), folder, console=QUIET)
+    shutil.rmtree(folder / "trained")
+    results = run_study(study, parse_methods("map,mc_dropout,early_stopping"), folder, console=QUIET, workers=2)
+    assert not results.failed
+    assert not results.missing
+    last = json.loads((folder / "sessions.json").read_text(encoding="utf-8"))[-1]
+    assert last["jobs"][0]["method"] == "map"  # before the others, which then find it
+
+
+def test_two_do_not_work_on_one_study(data_dir: Path, base: str, tmp_path: Path) -> None:
+    study, folder = make_study(data_dir, base), tmp_path / "study"
+    run_study(study, parse_methods("map"), folder, console=QUIET, max_hours=0)
+    with only_one(folder), pytest.raises(RunExistsError, match=r"another process works on .*study\. Wait for it"):
+        run_study(study, parse_methods("map"), folder, console=QUIET)
+    assert not run_study(study, parse_methods("map"), folder, console=QUIET).missing
 
 
 @pytest.mark.parametrize(
@@ -274,21 +205,6 @@ def test_a_folder_of_something_else_is_left_alone(data_dir: Path, base: str, tmp
         run_study(make_study(data_dir, base), parse_methods("map"), tmp_path, console=QUIET)
 
 
-def test_rows_to_choose_settings_by(data_dir: Path, base: str) -> None:
-    rows = make_study(data_dir, base, eval_split="held_out").load()
-    own = [{row["sentence1"] + row["sentence2"] for row in part} for part in (rows.fit, rows.held_out, rows.evaluated)]
-    assert not own[0] & own[1]
-    assert not own[0] & own[2]
-    assert not own[1] & own[2]  # what is chosen on some rows is not judged by them
-    assert rows.evaluated
-    rows = make_study(data_dir, base, train_rows=20, eval_rows=5).load()
-    assert (len(rows.fit) + len(rows.held_out), len(rows.evaluated)) == (20, 5)
-    assert rows.outside is not None
-    assert len(rows.outside.validation) == 5
-    texts = [{row["sentence1"] + row["sentence2"] for row in part} for part in (rows.fit, rows.held_out)]
-    assert not texts[0] & texts[1]
-
-
 def test_the_command(data_dir: Path, base: str, tmp_path: Path) -> None:
     arguments = ["compare", "--task", "mrpc", "--data-dir", data_dir, "--base-model", base, "--out", tmp_path / "study"]
     arguments += ["--methods", "map,temperature", "--quick", "--outside", "rte", "--held-out", "0.2"]
@@ -304,6 +220,21 @@ def test_the_command(data_dir: Path, base: str, tmp_path: Path) -> None:
         run(*arguments, "--reference", "laplace")
     with pytest.raises(RunExistsError, match="num_samples"):
         run(*arguments, "--num-samples", "5")
+
+
+def test_the_command_with_rows_of_ones_own(data_dir: Path, base: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"a text that is number {number}", "label": number % 2}) for number in range(40)]
+    (tmp_path / "own.jsonl").write_text("\n".join(lines))
+    (tmp_path / "one.jsonl").write_text(lines[0])  # of one class: some metrics have no value
+    arguments = ["compare", "--train-file", tmp_path / "own.jsonl", "--eval-file", tmp_path / "one.jsonl"]
+    arguments += ["--text-columns", "text", "--base-model", base, "--methods", "base_rate", "--held-out", "0.2"]
+    arguments += ["--out", tmp_path / "study", "--quick", "--json"]
+    shown = run(*arguments, "--outside", "rte", "--data-dir", data_dir).stdout
+    numbers = json.loads(shown, parse_constant=pytest.fail)["methods"]["base_rate"]["0"]
+    assert numbers["ood_auroc_entropy"] == 0.5
+    assert None in numbers.values()
+    with pytest.raises(TaskError, match="--data-dir belongs to --task"):
+        run(*arguments, "--data-dir", data_dir)
 
 
 def test_the_help_shows_how_options_are_written() -> None:

@@ -1,6 +1,6 @@
 """Every method, fitted on a tiny task, satisfies the protocol of predictors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 import torch
@@ -8,10 +8,17 @@ from transformers import DataCollatorWithPadding
 
 from bayes_lora.experiments.base_models import load_base_model
 from bayes_lora.experiments.compare.builders import build
-from bayes_lora.experiments.compare.fitting import Fitting
+from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods
 from bayes_lora.experiments.compare.study import EncodedRows, Study
-from bayes_lora.inference import PointEstimate, checkpoint_states
+from bayes_lora.inference import (
+    LaplacePredictor,
+    PointEstimate,
+    checkpoint_states,
+    fit_laplace,
+    load_laplace,
+    tune_prior_precision,
+)
 from bayes_lora.inference.metrics import negative_log_likelihood
 from bayes_lora.inference.predictor import evaluation_mode
 
@@ -109,6 +116,40 @@ def test_the_mean_is_the_network_without_noise(name: str, fitting: Fitting, eval
         expected = torch.cat([model.network_logits(batch) for batch in evaluated.loader()])
     torch.testing.assert_close(found.logits[0], expected.double(), check_dtype=False)
     assert not torch.equal(drawn.predictor(evaluated.loader(), num_samples=3, seed=1).logits[0], found.logits[0])
+
+
+def test_what_differs_in_its_prediction_only_is_fitted_once(fitting: Fitting, evaluated: EncodedRows) -> None:
+    (sampled, probit), files = parse_methods("laplace,laplace[link=probit]"), []
+    for method in (sampled, probit):
+        fitted = build(fitting, method, 0)
+        prediction = fitted.predictor(evaluated.loader(), num_samples=3, seed=1)
+        assert prediction.logits.shape == ((3, 12, 2) if method == sampled else (1, 12, 2))
+        files.append(fitting.place(method, 0) / "laplace.safetensors")
+    assert files[0] == files[1]
+    # What is found is what would be fitted anew.
+    point, _ = fitting.point(0)
+    anew, found = fit_laplace(point.network, fitting.fit.loader()), load_laplace(point.network, files[0])
+    assert found.prior_precision == anew.prior_precision  # the file is from before it was tuned
+    for name, block in anew.blocks.items():
+        for field in fields(block):  # type: ignore[arg-type]
+            assert torch.equal(getattr(found.blocks[name], field.name), getattr(block, field.name))
+    tuned = LaplacePredictor(point.network, tune_prior_precision(anew), "probit")
+    assert torch.equal(tuned(evaluated.loader(), num_samples=3, seed=1).logits, prediction.logits)
+
+
+def test_lora_with_options_is_the_same_training_under_them(fitting: Fitting, evaluated: EncodedRows) -> None:
+    written = "map,lora[weight_decay=0],lora[weight_decay=50]"
+    shared, same, decayed = (build(fitting, method, 0) for method in parse_methods(written))
+    predicted = [fitted.predictor(evaluated.loader()).logits for fitted in (shared, same, decayed)]
+    assert torch.equal(predicted[0], predicted[1])
+    assert not torch.allclose(predicted[0], predicted[2], atol=1e-3)
+
+    def size(fitted: Fitted) -> float:
+        """Of the matrices that decay acts on: B started at 0, so the less of them, the more was decayed."""
+        named = fitted.predictor.network.named_parameters()  # type: ignore[attr-defined]
+        return sum(float(weight.detach().square().sum()) for name, weight in named if "lora_" in name)
+
+    assert size(decayed) < 0.9 * size(same) == 0.9 * size(shared)
 
 
 def test_early_stopping_takes_the_best_checkpoint(fitting: Fitting) -> None:

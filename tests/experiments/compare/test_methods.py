@@ -12,7 +12,7 @@ def test_names_options_and_suffixes() -> None:
         Method("map"),
         Method(
             "monteclora",
-            (("sample_scale", 0.05), ("objective", "elbo"), ("temperature", 0.01)),
+            (("objective", "elbo"), ("temperature", 0.01), ("sample_scale", 0.05)),
             calibrated=True,
             tempered=True,
         ),
@@ -38,9 +38,20 @@ def test_folders_differ_where_methods_do() -> None:
     assert all(set(folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789_=.+-") for folder in folders)
 
 
+def test_however_it_is_written_it_is_one_method() -> None:
+    written = "monteclora[temperature=1,objective=elbo],monteclora[objective=elbo,temperature=1.0],"
+    (method,) = parse_methods(written + "monteclora[objective=elbo, temperature=10e-1]")
+    assert method.label == "monteclora[objective=elbo,temperature=1]"
+    assert method.folder == "monteclora_objective=elbo_temperature=1"
+
+
 def test_two_names_of_one_thing() -> None:
     assert parse_methods("lora,map,temperature,map+temperature") == [Method("map"), Method("map", tempered=True)]
     assert Method("map", tempered=True).label == "temperature"
+    # With options it is a training of its own, not the one that others start from.
+    (decayed,) = parse_methods("lora[weight_decay=0.1]")
+    assert decayed == Method("lora", (("weight_decay", 0.1),))
+    assert decayed.label == "lora[weight_decay=0.1]"
 
 
 def test_a_temperature_is_applied_to_what_another_predicts() -> None:

@@ -6,17 +6,20 @@ from bayes_lora.experiments.compare.schedule import stages
 
 def test_point_estimates_come_first_and_trainings_are_done_once() -> None:
     methods = parse_methods(
-        "map,mc_dropout,deep_ensemble[members=2],deep_ensemble[members=3],monteclora,monteclora+calibrated,blob"
+        "map,mc_dropout,deep_ensemble[members=2],deep_ensemble[members=3],monteclora,monteclora+calibrated,blob,"
+        "laplace,laplace[link=probit],laplace[structure=diagonal]"
     )
     first, second = stages([(method, seed) for seed in (0, 1) for method in methods])
     assert first == [(0, [Method("map")]), (1, [Method("map")])]
-    assert [seed for seed, _ in second] == [0] * 4 + [1] * 4
-    labels = [[method.label for method in chain] for _, chain in second[:4]]
+    assert [seed for seed, _ in second] == [0] * 6 + [1] * 6
+    labels = [[method.label for method in chain] for _, chain in second[:6]]
     assert labels == [
         ["mc_dropout"],
         ["deep_ensemble[members=2]", "deep_ensemble[members=3]"],
         ["monteclora", "monteclora+calibrated"],
         ["blob"],
+        ["laplace", "laplace[link=probit]"],
+        ["laplace[structure=diagonal]"],
     ]
 
 
@@ -26,3 +29,5 @@ def test_only_what_starts_from_a_point_estimate_asks_for_one() -> None:
     for method in parse_methods(",".join(METHODS)):
         first, _ = stages([(method.untempered, 5)])
         assert first == ([] if method.name in own else [(5, [Method("map")])]), method.label
+    (decayed,) = parse_methods("lora[weight_decay=0.1]")
+    assert stages([(decayed, 5)])[0] == []

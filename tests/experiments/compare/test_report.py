@@ -1,0 +1,124 @@
+"""Tables, tests and figures of a comparison."""
+
+import csv
+import math
+
+import pytest
+from numpy.testing import assert_allclose
+from torch import Tensor
+
+from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.report import latex, markdown, markdown_differences, scores
+from bayes_lora.experiments.compare.running import Results
+from bayes_lora.experiments.compare.significance import Contrast, significance
+from bayes_lora.inference import all_metrics
+from bayes_lora.inference.bootstrap import Difference
+from bayes_lora.inference.metrics import example_losses
+
+
+def test_numbers_follow_from_the_stored_predictions(done: Results) -> None:
+    found = scores(done)
+    with (done.folder / "results.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    method = done.methods[3]
+    inside, outside = done.read(method, 1).prediction, done.read(method, 1, "outside").prediction
+    expected = all_metrics(inside, outside)
+    row = next(row for row in rows if row["method"] == method.label and row["seed"] == "1")
+    for metric, value in expected.items():
+        assert found[method][1][metric] == pytest.approx(value, nan_ok=True)
+        assert float(row[metric]) == pytest.approx(value, nan_ok=True)
+    assert "temperature=" in row["chosen"]
+
+
+def test_tables(done: Results) -> None:
+    found = scores(done)
+    page = (done.folder / "table.md").read_text(encoding="utf-8")
+    means, *_ = page.partition("\n## Minus")
+    assert means == markdown(found)
+    lines = means.splitlines()
+    assert len(lines) == 2 + 5
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    accuracies = [100 * found[Method("map")][seed]["accuracy"] for seed in (0, 1)]
+    assert f"{sum(accuracies) / 2:.1f}" in lines[2]
+    assert "±" in lines[2]
+    nll = {method: sum(of[seed]["nll"] for seed in (0, 1)) / 2 for method, of in found.items()}
+    best = min(nll, key=lambda method: nll[method])
+    line = next(line for line in lines if line.startswith(f"| {best.label} "))
+    assert f"**{nll[best]:.3f}**" in line
+    table = latex(found)
+    assert table.count(r"\\") == 6
+    assert r"mc\_dropout" in table
+
+
+def test_significance_is_against_the_references(done: Results) -> None:
+    found = significance(done, [Method("map")])
+    assert found.keys() == {(method, Method("map")) for method in done.methods[1:]}
+    tested = {"accuracy", "nll", "brier", "aurc", "misclassification_auroc_entropy", "ood_auroc_entropy"}
+    for (method, _), metrics in found.items():
+        assert metrics.keys() == tested
+        for metric, difference in metrics.items():
+            means = [scores(done)[of][seed][metric] for of in (method, Method("map")) for seed in (0, 1)]
+            assert difference.rows.estimate == pytest.approx((means[0] + means[1] - means[2] - means[3]) / 2)
+    with (done.folder / "significance.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["minus"] for row in rows] == ["map"] * 4 * 6 + ["temperature"] * 4 * 6
+    # One temperature leaves the order of the rows as it is.
+    same = [row for row in rows if (row["method"], row["minus"]) == ("temperature", "map")]
+    assert {row["metric"]: float(row["p_value"]) for row in same}["aurc"] == 1
+
+
+def test_differences_for_people_to_read(done: Results) -> None:
+    page = (done.folder / "table.md").read_text(encoding="utf-8")
+    found = significance(done, [Method("map"), Method("map", tempered=True)])
+    assert page.endswith(markdown_differences(found))
+    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## Minus map", "## Minus temperature"]
+    assert {path.name for path in done.folder.glob("minus_*")} == {"minus_map.png", "minus_temperature.png"}
+    table = page.partition("\n## Minus map\n")[2].partition("\n## ")[0]
+    columns, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    assert [name for name, *_ in rows] == [method.label for method in done.methods[1:]]
+    for method, (_, *cells) in zip(done.methods[1:], rows, strict=True):
+        nll = found[method, Method("map")]["nll"]
+        of_seeds = [
+            float(example_losses(probs, labels)["nll"].mean() - example_losses(plain, labels)["nll"].mean())
+            for (probs, labels), (plain, _) in zip(judged(done, method), judged(done, Method("map")), strict=True)
+        ]
+        assert_allclose(nll.of_seeds, of_seeds, rtol=1e-6)
+        error = abs(of_seeds[0] - of_seeds[1]) / 2
+        text = f"{sum(of_seeds) / 2:+.3f} ± {error:.3f} [{nll.rows.low:+.3f}, {nll.rows.high:+.3f}]"
+        assert cells[columns.index("NLL") - 1].strip("*") == text
+
+
+def judged(done: Results, method: Method) -> list[tuple[Tensor, Tensor]]:
+    """Probabilities and labels under each seed."""
+    predictions = [done.read(method, seed).prediction for seed in done.seeds]
+    return [(found.mean_probs, found.labels) for found in predictions if found.labels is not None]
+
+
+def test_what_is_better_and_what_is_worse_is_marked() -> None:
+    numbers = {"accuracy": (0.02, 0.01, 0.03), "nll": (0.2, 0.1, 0.3), "brier": (-0.1, -0.2, 0.1)}
+    metrics = {name: Contrast(Difference(*three, 0.01, 100), three[:1]) for name, three in numbers.items()}
+    line = markdown_differences({(Method("laplace"), Method("map")): metrics}).splitlines()[-1]
+    assert line == (
+        "| laplace | **+2.0 [+1.0, +3.0]** | *+0.200 [+0.100, +0.300]* | -0.100 [-0.200, +0.100] |"
+    )  # higher accuracy is better, higher NLL worse, and of the last one the sign is not known
+
+
+@pytest.mark.parametrize(
+    ("of_seeds", "sign"),
+    [
+        ((0.2,), 1),  # of one seed nothing else is known
+        ((0.1, 0.2, 0.3), 0),  # mean .2, standard error .0577, and 4.303 of these are .248
+        ((0.16, 0.2, 0.24), 1),  # .0231, .099
+        ((0.19, 0.21), 1),  # .01, and 12.706 of these are .127
+        ((0.18, 0.22), 0),  # .02, .254
+        ((0.2, 0.2), 1),
+    ],
+)
+def test_another_training_may_turn_it_round(of_seeds: tuple[float, ...], sign: int) -> None:
+    estimate = sum(of_seeds) / len(of_seeds)
+    assert Contrast(Difference(estimate, 0.1, 0.3, 0.01, 100), of_seeds).sign == sign
+    below = Contrast(Difference(-estimate, -0.3, -0.1, 0.01, 100), tuple(-value for value in of_seeds))
+    assert below.sign == -sign
+    assert Contrast(Difference(estimate, -0.1, 0.3, 0.2, 100), of_seeds).sign == 0
+    assert Contrast(Difference(estimate, math.nan, math.nan, math.nan, 0), of_seeds).sign == 0
