@@ -163,7 +163,8 @@ def _work_through(
                     session.done(method=method.label, seed=seed, seconds=round(seconds, 1))
                 finished += 1
                 said = f"[red]failed: {escape(error)}[/]" if error else f"{seconds:.0f} s"
-                console.print(f"{finished}/{total}  seed {seed}  {escape(method.label)}: {said}")
+                # Unbroken: where a log is written, rich would break lines at 80 columns.
+                console.print(f"{finished}/{total}  seed {seed}  {escape(method.label)}: {said}", soft_wrap=True)
 
 
 @dataclass(frozen=True)
