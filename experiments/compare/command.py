@@ -36,8 +36,8 @@ from bayes_lora.precision import Precision
 
 # The last is what docs/comparison.md recommends.
 _DEFAULT = (
-    "base_rate,map,temperature,early_stopping,mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,swag,blob,monteclora,"
-    "monteclora[objective=elbo,sample_scale=0.05,temperature=0.1]"
+    "base_rate,map,temperature,early_stopping,lora[weight_decay=30],mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,"
+    "swag,blob,monteclora,monteclora[objective=elbo,temperature=0.01,sample_scale=0.05,weight_decay=10]"
 )
 # What --quick says of each option that was not typed.
 _QUICK: dict[str, Any] = {"seeds": "0", "epochs": 1, "train_rows": 200, "eval_rows": 100, "num_samples": 4}
