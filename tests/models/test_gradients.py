@@ -185,7 +185,11 @@ def test_without_noise_it_is_plain_lora(batch: Batch, dtype: torch.dtype) -> Non
     trained = dict(network.named_parameters())
     for name, parameter in plain.named_parameters():
         if parameter.requires_grad:
-            torch.testing.assert_close(trained[name].grad, parameter.grad, rtol=1e-6, atol=1e-9)
+            assert parameter.grad is not None
+            # Sums of other order; an entry may be small beside what it is the sum of.
+            rounding = 32 * torch.finfo(dtype).eps if dtype != torch.bfloat16 else torch.finfo(dtype).eps
+            atol = rounding * float(parameter.grad.abs().max())
+            torch.testing.assert_close(trained[name].grad, parameter.grad, rtol=0.0, atol=atol)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -42,7 +42,9 @@ def test_what_was_saved_is_loaded(tmp_path: Path, batch: Batch, options: Laplace
     assert list(loaded.blocks) == list(posterior.blocks)
     assert torch.equal(loaded.log_marginal_likelihood(), posterior.log_marginal_likelihood())
     expected = LaplacePredictor(network, posterior)([batch], num_samples=3).logits
-    assert torch.equal(LaplacePredictor(network, loaded)([batch], num_samples=3).logits, expected)
+    logits = LaplacePredictor(network, loaded)([batch], num_samples=3).logits
+    # Where a tensor lies in memory decides on some processors in which order a product is summed.
+    torch.testing.assert_close(logits, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.fixture
