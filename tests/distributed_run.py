@@ -65,6 +65,8 @@ def run(folder: Path, mode: str, batch_size: int) -> None:
     trainer.train()
     trained = {f"trained.{name}": value.clone() for name, value in trainer.svi.state_dict().items()}
     save_file({**trained, **recorder.kept}, folder / f"rank{arguments.process_index}.safetensors")
+    # A process that exits with its group open is now and then aborted: PyTorch's threads outlive Python.
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
