@@ -17,8 +17,8 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
     """PEFT's `lora.Linear`, which under noise is `lora_product` with ``A = mu + P``.
 
     Without noise, and wherever anything is not plain (dropout in training, several adapters, quantized weights, hooks,
-    autocast, torch.compile, arguments besides x), it is PEFT's own forward pass: at the mean the network gives bit for
-    bit what PEFT gives.
+    torch.compile, arguments besides x), it is PEFT's own forward pass: at the mean the network gives bit for bit what
+    PEFT gives. Under autocast all factors are rounded to its type, as PEFT's are, and their sum once, not twice.
 
     A layer becomes one by its class alone (`fuse`), so that parameters, names and state dict stay what they are.
     """
@@ -31,7 +31,13 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         draw = factor.active_draw()
         if draw is None or draw.dim() != 2:
             return super().forward(x)  # type: ignore[no-any-return]
-        return lora_product(x, draw, expand.weight, base.weight, base.bias, scaling)
+        bias: Tensor | None = base.bias
+        if torch.is_autocast_enabled(x.device.type):
+            lower = torch.get_autocast_dtype(x.device.type)
+            bias = bias if bias is None else bias.to(lower)
+            x, draw, wide, weight = (part.to(lower) for part in (x, draw, expand.weight, base.weight))
+            return lora_product(x, draw, wide, weight, bias, scaling)
+        return lora_product(x, draw, expand.weight, base.weight, bias, scaling)
 
     def _plain_parts(self, x: Tensor) -> tuple[PerturbedLinear, nn.Linear, nn.Linear, float] | None:
         """LoRA-A, base layer, LoRA-B and scaling, if nothing but their product is to be computed."""
@@ -47,11 +53,18 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
             not factor.switch.exact
             and (not self.training or type(modules["lora_dropout"]._modules[key]) is nn.Identity)
             and expand._parameters["bias"] is None
-            and all(weight is not None and weight.dtype == x.dtype for weight in weights)
-            and not torch.is_autocast_enabled(x.device.type)
+            and all(weight is not None and _is_of_one_type(weight, x) for weight in weights)
             and not (_is_hooked(factor) or _is_hooked(expand) or _is_hooked(base))
         )
         return (factor, base, expand, self.scaling[key]) if plain else None
+
+
+def _is_of_one_type(weight: Tensor, x: Tensor) -> bool:
+    """Whether the two can be multiplied; autocast rounds to its type what is of single precision."""
+    if torch.is_autocast_enabled(x.device.type):
+        castable = (torch.float32, torch.get_autocast_dtype(x.device.type))
+        return weight.dtype in castable and x.dtype in castable
+    return weight.dtype == x.dtype
 
 
 def _is_hooked(module: nn.Module) -> bool:

@@ -10,15 +10,20 @@ import torch
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Run with torch's global generators seeded, of the CPU and of `device`; give back all that were there before.
+    """Run with torch's global generators seeded, of the CPU and of accelerators; give back all that were there before.
 
     Python's and numpy's are given back too, since the Trainer seeds them.
     """
-    devices = [device] if device.type == "cuda" else []
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=gpus):
+            # torch.manual_seed would also leave a seed, with a traceback, for GPUs that nobody has used: a millisecond.
+            torch.default_generator.manual_seed(seed)
+            if gpus:
+                torch.cuda.manual_seed_all(seed)
+            if device.type not in {"cpu", "cuda"}:
+                torch.get_device_module(device).manual_seed(seed)
             yield
     finally:
         random.setstate(before[0])

@@ -138,9 +138,31 @@ def test_it_steps_aside_where_there_is_more_to_do(
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
 
 
-def test_autocast_steps_aside(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def _relative_error(found: dict[str, Tensor], exact: dict[str, Tensor], name: str) -> float:
+    return float((found[name].double() - exact[name]).norm() / exact[name].norm().clamp_min(1e-3))
+
+
+def test_under_autocast_it_is_as_close_to_the_exact_product_as_peft(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = build_network(dtype=torch.float32)
+    exact = {name: value.double() for name, value in loss_and_gradients(batch, plain=True, network=network).items()}
     calls = count(monkeypatch)
-    model, guide = build_pair(build_network(dtype=torch.float32), sample_scale=0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        by_peft = loss_and_gradients(batch, plain=True, network=network)
+        assert not calls
+        found = loss_and_gradients(batch, plain=False, network=network)
+    assert len(calls) == len(find_adapters(unwrap(network)))
+    assert all(value.dtype == by_peft[name].dtype for name, value in found.items())
+    errors = [(_relative_error(found, exact, name), _relative_error(by_peft, exact, name)) for name in exact]
+    assert max(peft for _, peft in errors) > 1e-4  # there is rounding to be seen
+    assert all(own < 2 * peft + 1e-3 for own, peft in errors)
+    assert sum(own for own, _ in errors) < 1.5 * sum(peft for _, peft in errors)
+
+
+def test_autocast_leaves_double_precision_to_peft(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count(monkeypatch)
+    model, guide = build_pair(build_network(dtype=torch.float64), sample_scale=0.3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ItemizedELBO().differentiable_loss(model, guide, **batch)
     assert not calls
