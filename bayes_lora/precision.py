@@ -19,12 +19,8 @@ def posterior_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def mixed_precision(precision: Precision, device: torch.device) -> torch.autocast:
-    """Autocast to this precision for predictions; under "float32" nothing changes.
-
-    Autocast's cache of cast weights is off: it would keep those of the first of several states that an ensemble puts
-    into one network.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+    """Autocast to this precision for predictions; under "float32" nothing changes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:

@@ -215,6 +215,7 @@ def exchanging(network: nn.Module, names: Collection[str]) -> Iterator[Callable[
     def put(state: State) -> None:
         for name, target in targets.items():
             target.copy_(state[name])
+        torch.clear_autocast_cache()  # an autocast around this would go on with the tensors it cast before
 
     try:
         yield put

@@ -177,6 +177,8 @@ class _Training:
             )
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=checkpoints is not None)
+            # Under bf16 accelerate puts autocast around the network's own forward, and leaves it there.
+            trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         history = [history_entry(logs) for logs in trainer.state.log_history if "loss" in logs]
         return FitResult(history, clock.seconds)
 
