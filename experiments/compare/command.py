@@ -36,7 +36,7 @@ from bayes_lora.precision import Precision
 
 # The last two are what docs/comparison.md recommends, and to try.
 _DEFAULT = (
-    "base_rate,map,temperature,early_stopping,lora[weight_decay=30],mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,"
+    "base_rate,map,temperature,early_stopping,lora[weight_decay=10],mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,"
     "swag,blob,monteclora,monteclora[objective=elbo,temperature=0.01,sample_scale=0.05],"
     "monteclora[objective=elbo,temperature=0.01,sample_scale=0.05,weight_decay=10]"
 )
