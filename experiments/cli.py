@@ -14,6 +14,7 @@ from bayes_lora.experiments import ignore_known_warnings
 from bayes_lora.experiments.bench.command import bench_command
 from bayes_lora.experiments.compare.command import compare_command
 from bayes_lora.experiments.demo import run_demo
+from bayes_lora.experiments.device import DeviceOption, resolve_device
 from bayes_lora.experiments.diagnose.command import diagnose_command
 from bayes_lora.experiments.ground_truth.command import ground_truth_command
 from bayes_lora.experiments.options import require_alone, rows_source, run_config
@@ -47,7 +48,7 @@ def fit_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; must not exist.")] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with an interrupted run in this folder; takes no other option but --json."),
+        typer.Option(help="Go on with an interrupted run in this folder; takes no option but --device and --json."),
     ] = None,
     task: Annotated[str | None, typer.Option(help="mrpc, rte, cola, wic or boolq.")] = None,
     data_dir: Annotated[
@@ -103,22 +104,24 @@ def fit_command(
     temperature: Annotated[float | None, typer.Option(help="Weight of the KL, of objective elbo.")] = None,
     num_samples: Annotated[int, typer.Option(help="Posterior draws of the evaluation.")] = 32,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: DeviceOption = "auto",
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Fit a posterior over the LoRA adapters of a transformer, evaluate it and save it."""
     if (out is None) == (resume is None):
         raise ConfigurationError("Give --out, the folder of a new run, or --resume, that of an interrupted one.")
+    place, console = resolve_device(device), Console(stderr=True)
     if resume is not None:
-        require_alone(context, "resume", "as_json")
-        _report_fit(resume, resume_run(resume, console=Console(stderr=True)), as_json=as_json)
+        require_alone(context, "resume", "device", "as_json")
+        _report_fit(resume, resume_run(resume, console=console, device=place), as_json=as_json)
         return
     assert out is not None
     # Typer wants every option as a parameter; they are read by name, fifty at once.
     source = rows_source(context.params)
     rows = source.load()
     config = run_config(context, source, rows)
-    _report_fit(out, fit_run(config, rows, out, overwrite=overwrite, console=Console(stderr=True)), as_json=as_json)
+    _report_fit(out, fit_run(config, rows, out, overwrite=overwrite, console=console, device=place), as_json=as_json)
 
 
 def _report_fit(out: Path, metrics: dict[str, Any], *, as_json: bool) -> None:
@@ -141,6 +144,7 @@ def predict_command(
     output: Annotated[Path | None, typer.Option(help="Where to write the predictions, .jsonl.")] = None,
     num_samples: Annotated[int | None, typer.Option(help="Posterior draws; by default the run's.")] = None,
     at_mean: Annotated[bool, typer.Option("--mean", help="Predict at the posterior mean, the plain adapter.")] = False,
+    device: DeviceOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -149,7 +153,7 @@ def predict_command(
         raise ConfigurationError("--mean draws nothing, so --num-samples would do nothing. Drop one of the two.")
     if output is not None:
         check_output(output, overwrite=overwrite)
-    fitted = load_run(run)
+    fitted = load_run(run, resolve_device(device))
     task = fitted.config.task
     rows = own_rows(run, task) if input_file is None else checked_rows(task, input_file, labelled=False)
     data = fitted.encode(rows, with_labels=False)

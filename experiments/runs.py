@@ -17,6 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from bayes_lora.errors import DataError, RunExistsError
 from bayes_lora.experiments.base_models import load_base_model
 from bayes_lora.experiments.cards import write_run_card
+from bayes_lora.experiments.device import CPU
 from bayes_lora.experiments.encoding import encode
 from bayes_lora.experiments.lora import add_lora
 from bayes_lora.experiments.outputs import (
@@ -65,6 +66,11 @@ class Run:
     guide: MonteCLoRAGuide
     tokenizer: PreTrainedTokenizerBase
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.model.sites.example.device
+
     def encode(self, rows: Sequence[Row], *, with_labels: bool = True) -> "Dataset":
         """The rows as this run's network reads them."""
         config = self.config
@@ -85,19 +91,20 @@ class Run:
         return predict(self.model, self.guide, batches, num_samples=num_samples, seed=training.seed, at_mean=at_mean)
 
 
-def new_run(config: RunConfig) -> Run:
-    """A base model with its posterior at the start; the same for the same seed.
+def new_run(config: RunConfig, device: torch.device = CPU) -> Run:
+    """A base model with its posterior at the start, on a device; the same for the same seed, whatever the device.
 
     Head and adapters are new, or those of a trained adapter.
     """
-    with seeded(config.training.seed, torch.device("cpu")):
+    with seeded(config.training.seed, CPU):
         base = load_base_model(config.base_model, config.task.label_names)
         if isinstance(config.lora, TrainedAdapter):
             network = load_adapter(base, config.lora)
         else:
             network = add_lora(base.network, base.new_modules, config.lora)
         model = BayesianLoRA(network, config.posterior)
-        return Run(config, model, MonteCLoRAGuide(model), base.tokenizer)
+        guide = MonteCLoRAGuide(model)
+    return Run(config, model.to(device), guide.to(device), base.tokenizer)
 
 
 def train(run: Run, data: "Dataset", console: Console | None = None, checkpoints: Path | None = None) -> FitResult:
@@ -108,7 +115,9 @@ def train(run: Run, data: "Dataset", console: Console | None = None, checkpoints
     )
 
 
-def fit_run(config: RunConfig, rows: TaskRows, out: Path, *, overwrite: bool, console: Console) -> dict[str, Any]:
+def fit_run(
+    config: RunConfig, rows: TaskRows, out: Path, *, overwrite: bool, console: Console, device: torch.device = CPU
+) -> dict[str, Any]:
     """Fit, evaluate and save a run into `out`; returns its metrics.
 
     Everything that can be wrong with model, adapters and rows is found before `out` is touched.
@@ -117,13 +126,13 @@ def fit_run(config: RunConfig, rows: TaskRows, out: Path, *, overwrite: bool, co
         RunExistsError: `out` exists and `overwrite` was not said.
     """
     check_folder(out, overwrite=overwrite)
-    prepared = _Prepared.of(replace(config, rows_digest=digest(rows)), rows)
+    prepared = _Prepared.of(replace(config, rows_digest=digest(rows)), rows, device)
     claim_folder(out, overwrite=overwrite)
     write_json(out / CONFIG_FILE, prepared.run.config.to_json())
     return _complete(prepared, out, console)
 
 
-def resume_run(out: Path, *, console: Console) -> dict[str, Any]:
+def resume_run(out: Path, *, console: Console, device: torch.device = CPU) -> dict[str, Any]:
     """Take up a run that was interrupted, from its newest whole checkpoint, to the end it would have had.
 
     Raises:
@@ -140,7 +149,7 @@ def resume_run(out: Path, *, console: Console) -> dict[str, Any]:
         raise DataError(
             f"the rows of {out} have changed since it was started, so it cannot be resumed. Start a new run."
         )
-    return _complete(_Prepared.of(config, rows), out, console)
+    return _complete(_Prepared.of(config, rows, device), out, console)
 
 
 @dataclass(frozen=True)
@@ -153,15 +162,15 @@ class _Prepared:
     validation: "Dataset"
 
     @classmethod
-    def of(cls, config: RunConfig, rows: TaskRows) -> "_Prepared":
-        run = new_run(config)
+    def of(cls, config: RunConfig, rows: TaskRows, device: torch.device) -> "_Prepared":
+        run = new_run(config, device)
         return cls(run, rows, run.encode(rows.train), run.encode(rows.validation))
 
 
 def _complete(prepared: _Prepared, out: Path, console: Console) -> dict[str, Any]:
     """Train from wherever the run is, evaluate, save; the metrics are written last."""
-    write_json(out / ENVIRONMENT_FILE, environment())
     run, rows = prepared.run, prepared.rows
+    write_json(out / ENVIRONMENT_FILE, {**environment(), "device": str(run.device)})
     result = train(run, prepared.train, console, out / CHECKPOINTS_FOLDER)
     write_jsonl(out / HISTORY_FILE, result.history)
     save_posterior(run.model, run.guide, out / POSTERIOR_FOLDER, overwrite=True)
@@ -184,8 +193,8 @@ def _complete(prepared: _Prepared, out: Path, console: Console) -> dict[str, Any
     return metrics
 
 
-def load_run(folder: Path) -> Run:
-    """Open a run folder that `fit_run` finished.
+def load_run(folder: Path, device: torch.device = CPU) -> Run:
+    """Open a run folder that `fit_run` finished, on a device.
 
     Raises:
         DataError: no run there, or an interrupted one.
@@ -201,10 +210,10 @@ def load_run(folder: Path) -> Run:
         raise DataError(f"{folder} is unfinished: its fit was interrupted. {remedy}")
     # What the base's checkpoint lacks is new here too, until the posterior replaces it: so the caller's generators
     # must be left as they were.
-    with seeded(config.training.seed, torch.device("cpu")):
+    with seeded(config.training.seed, CPU):
         base = load_base_model(config.base_model, config.task.label_names)
     model, guide = load_posterior(base.network, folder / POSTERIOR_FOLDER)
-    return Run(config, model, guide, base.tokenizer)
+    return Run(config, model.to(device), guide.to(device), base.tokenizer)
 
 
 def environment() -> dict[str, Any]:

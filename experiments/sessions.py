@@ -29,12 +29,12 @@ class Session:
     started: float = field(default_factory=perf_counter)
 
     @classmethod
-    def start(cls, folder: Path) -> "Session":
-        """The next session of the study in this folder."""
+    def start(cls, folder: Path, **about: Any) -> "Session":
+        """The next session of the study in this folder, with what else there is to say about it."""
         path = folder / SESSIONS_FILE
         earlier = read_json(path) if path.is_file() else []
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        return cls(folder, earlier, {"command": command, **machine()})
+        return cls(folder, earlier, {"command": command, **machine(), **about})
 
     def done(self, **job: Any) -> None:
         """Record a job, with what tells it from others."""

@@ -14,6 +14,7 @@ from bayes_lora.experiments.compare.cost import Cost, Measured
 from bayes_lora.experiments.compare.fitting import CHECKPOINTS, Fitted, Fitting
 from bayes_lora.experiments.compare.methods import FIT_OPTIONS, Method
 from bayes_lora.experiments.compare.study import Study
+from bayes_lora.experiments.device import CPU
 from bayes_lora.experiments.point_networks import Way
 from bayes_lora.inference import (
     SWAG,
@@ -219,8 +220,8 @@ def _monteclora(fitting: Fitting, method: Method, seed: int) -> Fitted:
 def _mean_field(fitting: Fitting, method: Method, seed: int) -> Fitted:
     """BLoB: train the mean-field posterior from the start; its last checkpoint is all that is kept of it."""
     config = fitting.posterior_config(method, objective="elbo", **_BLOB_PRIOR)
-    with seeded(seed, torch.device("cpu")):
-        model = BayesianLoRA(fitting.new_lora(seed), config)
+    with seeded(seed, CPU):
+        model = BayesianLoRA(fitting.new_lora(seed), config).to(fitting.device)
         guide = MeanFieldGuide(model, **{**_BLOB_START, **method.given("init_scale")})
     rates = {**_BLOB_RATE, **method.given(*FIT_OPTIONS)}
     options = fitting.study.options(seed, **rates)

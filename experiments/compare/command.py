@@ -28,6 +28,7 @@ from bayes_lora.experiments.compare.report import (
 )
 from bayes_lora.experiments.compare.running import Results, run_study
 from bayes_lora.experiments.compare.study import EvalSplit, Study
+from bayes_lora.experiments.device import DeviceOption, resolve_device
 from bayes_lora.experiments.lora import LoRAOptions
 from bayes_lora.experiments.options import rows_source, typed
 from bayes_lora.experiments.tables import say
@@ -99,6 +100,7 @@ def compare_command(
     workers: Annotated[
         int, typer.Option(help="Processes that share the work; where there are several, each has one core.")
     ] = 1,
+    device: DeviceOption = "auto",
     max_hours: Annotated[
         float | None, typer.Option(help="Start nothing more after so long; the same command goes on later.")
     ] = None,
@@ -112,7 +114,7 @@ def compare_command(
     """Train and predict with many methods on the same rows and seeds, and write tables, figures and tests.
 
     What one method has trained, those that start from it share. It can be stopped at any time: the same command goes
-    on with it. It runs on the CPU.
+    on with it.
     """
     given = dict(context.params)
     if quick:
@@ -143,7 +145,8 @@ def compare_command(
         max_length=max_length,
     )
     console = Console(stderr=True)
-    results = run_study(study, wanted, out, console=console, workers=workers, max_hours=max_hours)
+    place = resolve_device(device)
+    results = run_study(study, wanted, out, console=console, workers=workers, max_hours=max_hours, device=place)
     with console.status("Tables, tests and figures"):
         found = write_report(results, against)
     if as_json:

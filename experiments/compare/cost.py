@@ -6,6 +6,8 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
+import torch
+
 from bayes_lora.experiments.machine import resident_peak
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.files import read_json
@@ -20,7 +22,8 @@ class Cost:
     Attributes:
         seconds: wall time. Of a training that was interrupted: without the steps that were lost, see `FitResult`.
         peak_memory_bytes: the most that the process held at once, Python, libraries and what earlier work left
-            behind included; it compares methods only roughly.
+            behind included; it compares methods only roughly. Of a process that uses CUDA: the most that tensors
+            held there.
     """
 
     seconds: float = 0.0
@@ -48,10 +51,13 @@ class Measured:
     def __enter__(self) -> "Measured":
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         self._started = perf_counter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.cost = Cost(perf_counter() - self._started, resident_peak())
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else resident_peak()
+        self.cost = Cost(perf_counter() - self._started, peak)

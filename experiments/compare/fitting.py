@@ -16,6 +16,7 @@ from bayes_lora.experiments.base_models import BaseModel, load_base_model
 from bayes_lora.experiments.compare.cost import COST_FILE, Cost, Measured
 from bayes_lora.experiments.compare.methods import FIT_OPTIONS, Method
 from bayes_lora.experiments.compare.study import EncodedRows, Study
+from bayes_lora.experiments.device import CPU
 from bayes_lora.experiments.lora import add_lora
 from bayes_lora.experiments.point_files import DESCRIPTION_FILE, load_trained, save_trained
 from bayes_lora.experiments.point_networks import PointNetwork, fit_point, make_network
@@ -66,6 +67,7 @@ class Fitting:
         held_out: rows to choose on.
         folder: where trained networks and checkpoints are kept.
         console: where progress bars go.
+        device: where networks train and predict; they are made on the CPU, the same for every device.
     """
 
     study: Study
@@ -74,6 +76,7 @@ class Fitting:
     held_out: EncodedRows
     folder: Path
     console: Console | None = None
+    device: torch.device = CPU
 
     def point(self, seed: int) -> tuple[PointNetwork, Cost]:
         """The point estimate that many methods start from, and what it cost."""
@@ -85,11 +88,11 @@ class Fitting:
 
     def precision(self) -> torch.autocast:
         """Around predictions: the study's."""
-        return mixed_precision(self.study.training.precision, torch.device("cpu"))
+        return mixed_precision(self.study.training.precision, self.device)
 
     def base(self, seed: int) -> BaseModel:
-        """The base model, with the head of this seed."""
-        with seeded(seed, torch.device("cpu")):
+        """The base model on the CPU, with the head of this seed."""
+        with seeded(seed, CPU):
             return load_base_model(self.study.base_model, self.label_names)
 
     def place(self, method: Method, seed: int) -> Path:
@@ -117,9 +120,10 @@ class Fitting:
         """Fit a MonteCLoRA posterior on a network, or load it; `changes` are of the options of the fit."""
         folder = self.place(method, seed)
         if (folder / "posterior").is_dir():
-            return *load_posterior(self.base(seed).network, folder / "posterior"), Cost.read(folder)
-        with seeded(seed, torch.device("cpu")):
-            model = BayesianLoRA(network(), self.posterior_config(method))
+            model, guide = load_posterior(self.base(seed).network, folder / "posterior")
+            return model.to(self.device), guide.to(self.device), Cost.read(folder)
+        with seeded(seed, CPU):
+            model = BayesianLoRA(network(), self.posterior_config(method)).to(self.device)
             guide = MonteCLoRAGuide(model)
         options = self.study.options(seed, **{**changes, **method.given(*FIT_OPTIONS)})
         cost = self.train(partial(fit, model, guide), method, options)
@@ -149,9 +153,9 @@ class Fitting:
         return Fitted(partial(predict, model, guide), cost + choosing.cost, {"sample_scale": found.scale})
 
     def new_lora(self, seed: int) -> Any:
-        """The base model with new adapters, both of this seed."""
+        """The base model with new adapters, both of this seed, on the CPU."""
         base = self.base(seed)
-        with seeded(seed, torch.device("cpu")):
+        with seeded(seed, CPU):
             return add_lora(base.network, base.new_modules, self.study.lora)
 
     def train(self, fitting: Callable[..., FitResult], method: Method, options: FitOptions) -> Cost:
@@ -176,8 +180,11 @@ class Fitting:
         way = "lora" if method.name == "map" else method.name
         base, folder = self.base(seed), self.place(method, seed)
         if (folder / "trained" / DESCRIPTION_FILE).is_file():
-            return load_trained(base.network, folder / "trained"), Cost.read(folder)
+            point = load_trained(base.network, folder / "trained")
+            point.network.to(self.device)
+            return point, Cost.read(folder)
         point = make_network(way, base.network, base.new_modules, self.study.lora, seed=seed)  # type: ignore[arg-type]
+        point.network.to(self.device)
         changes: dict[str, Any] = {"learning_rate": _RATES[way]} if way in _RATES else {}
         options = self.study.options(seed, **{**changes, **method.given(*FIT_OPTIONS)})
         if method.name == "map":

@@ -21,6 +21,7 @@ from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.methods import Method, with_bases
 from bayes_lora.experiments.compare.schedule import stages
 from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows
+from bayes_lora.experiments.device import CPU
 from bayes_lora.experiments.outputs import write_json
 from bayes_lora.experiments.sessions import Session
 from bayes_lora.experiments.side_by_side import side_by_side
@@ -96,6 +97,7 @@ def run_study(
     console: Console,
     workers: int = 1,
     max_hours: float | None = None,
+    device: torch.device = CPU,
 ) -> Results:
     """Do what is not done yet: first the point estimates that many methods start from, then seed by seed.
 
@@ -106,6 +108,7 @@ def run_study(
         console: what has been done is said there.
         workers: processes that share the jobs, each on one core where there are several.
         max_hours: no job is started after so many; what is missing can be asked of the result.
+        device: where networks train and predict. It is not of the study: another one may go on with it.
 
     Raises:
         RunExistsError: the folder holds another study, or another process works on it.
@@ -121,7 +124,7 @@ def run_study(
     ]
     with only_one(folder):
         if wanted:
-            bench = _Bench.of(study, rows, folder, console if workers == 1 else None)
+            bench = _Bench.of(study, rows, folder, console if workers == 1 else None, device)
             for method, _ in wanted:
                 check(bench.fitting, method)
             until = math.inf if max_hours is None else time.time() + 3600 * max_hours
@@ -143,7 +146,7 @@ def _work_through(
     until: float,
     console: Console,
 ) -> None:
-    session, finished = Session.start(results.folder), 0
+    session, finished = Session.start(results.folder, device=str(bench.fitting.device)), 0
 
     def is_left(method: Method, seed: int) -> bool:
         # The others of the second stage would each train the network of a point estimate that is not there.
@@ -176,7 +179,7 @@ class _Bench:
     parts: Mapping[str, tuple[str, str, EncodedRows]]  # by part: name of the task, split, rows
 
     @classmethod
-    def of(cls, study: Study, rows: StudyRows, folder: Path, console: Console | None) -> "_Bench":
+    def of(cls, study: Study, rows: StudyRows, folder: Path, console: Console | None, device: torch.device) -> "_Bench":
         tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
         fit, held_out, evaluated = (
             EncodedRows.of(rows.task, part, tokenizer, study) for part in (rows.fit, rows.held_out, rows.evaluated)
@@ -190,7 +193,8 @@ class _Bench:
             found = EncodedRows.of(task, rows.outside.validation, tokenizer, study, labelled=False)
             parts[OUTSIDE] = (task.name, "validation", found)
         shown = console if console is not None and console.is_terminal else None
-        return cls(study, Fitting(study, rows.task.label_names, fit, held_out, folder / _TRAINED, shown), parts)
+        fitting = Fitting(study, rows.task.label_names, fit, held_out, folder / _TRAINED, shown, device)
+        return cls(study, fitting, parts)
 
     def attempt(
         self, results: Results, seed: int, methods: Sequence[Method], until: float

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bayes_lora.errors import RunExistsError
+from bayes_lora.experiments.device import DeviceOption, resolve_device
 from bayes_lora.experiments.diagnose.diagnosis import Diagnosis, diagnose
 from bayes_lora.experiments.diagnose.report import intervals, write_diagnosis
 from bayes_lora.experiments.outputs import write_json
@@ -24,6 +25,7 @@ def diagnose_command(
     out: Annotated[Path | None, typer.Option(help=f"Folder to write; by default RUN/{FOLDER}.")] = None,
     num_samples: Annotated[int, typer.Option(help="Draws of the posterior, and of the prior.")] = 50,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    device: DeviceOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier diagnosis.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
@@ -33,7 +35,8 @@ def diagnose_command(
     folder = run / FOLDER if out is None else out
     if (folder / FINDINGS_FILE).exists() and not overwrite:
         raise RunExistsError(f"{folder} holds a diagnosis already. Choose another --out, or say --overwrite.")
-    found = diagnose(run, num_samples=num_samples, seed=seed, console=Console(stderr=True))
+    place, console = resolve_device(device), Console(stderr=True)
+    found = diagnose(run, num_samples=num_samples, seed=seed, console=console, device=place)
     described = _described(found)
     save_inference_data(found.data, folder / DATA_FILE)
     report = write_diagnosis(found, folder)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
 from bayes_lora.errors import DataError
+from bayes_lora.experiments.device import CPU
 from bayes_lora.experiments.outputs import HISTORY_FILE
 from bayes_lora.experiments.predictions import own_rows
 from bayes_lora.experiments.rows import Row, read_rows
@@ -81,7 +82,7 @@ class Diagnosis:
         return {**named, "rank of the labels": self.transforms}
 
 
-def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console) -> Diagnosis:
+def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, device: torch.device = CPU) -> Diagnosis:
     """Predict the rows a finished run was evaluated on, and look at its posterior from every side.
 
     Args:
@@ -89,12 +90,13 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console) -> 
         num_samples: draws of the posterior and of the prior.
         seed: of the draws.
         console: where progress is shown.
+        device: where the network runs.
 
     Raises:
         DataError: no finished run there, its rows are missing or damaged.
         PosteriorFileError: its posterior is missing or damaged.
     """
-    run = load_run(folder)
+    run = load_run(folder, device)
     task = run.config.task
     rows = own_rows(folder, task)
     if any(not isinstance(row.get(task.label_column), int) for row in rows):

@@ -54,7 +54,7 @@ def _fitted(diagnosis: Diagnosis) -> Section:
     settings = {
         "method": config.method,
         "objective": posterior.objective,
-        "sample scale (eps)": f"{run.model.sample_scale.mean():.4g}",
+        "sample scale (eps)": f"{run.model.sample_scale.mean().item():.4g}",
         "components (N), mixture": f"{posterior.num_components}, {posterior.mixture}",
         "outer draws (M)": str(posterior.num_outer_samples),
         "epochs, batch size": f"{config.training.epochs}, {config.training.batch_size}",
