@@ -16,9 +16,9 @@ _POINT = ("epochs", "learning_rate", "weight_decay")
 FIT_OPTIONS = (*_POINT, "posterior_learning_rate")
 _TRAINED = (*_POSTERIOR, *FIT_OPTIONS)
 
-# Every method, and the options that it takes, in the order in which its label has them.
-METHODS: Mapping[str, tuple[str, ...]] = {
-    "base_rate": (),
+# Every method, and the options that it takes, in the order in which its label has them. These start from the point
+# estimate that a study trains once for each seed,
+_OF_POINT: Mapping[str, tuple[str, ...]] = {
     "map": (),
     "temperature": (),
     "early_stopping": (),
@@ -28,17 +28,22 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "laplace": ("structure", "link", "tuning"),
     "laplace_last_layer": ("structure", "link", "tuning"),
     "swag": ("epochs", "learning_rate", "scale"),
-    "blob": ("temperature", "prior_scale", "init_scale", *FIT_OPTIONS),
-    "monteclora": _TRAINED,
-    "monteclora_sparse": _TRAINED,
     "monteclora_posthoc": (*_POSTERIOR, "epochs", "posterior_learning_rate"),
     "monteclora_calibrated": _POSTERIOR,
+}
+# and these train a network of their own, or none.
+_OF_THEIR_OWN: Mapping[str, tuple[str, ...]] = {
+    "base_rate": (),
+    "monteclora": _TRAINED,
+    "monteclora_sparse": _TRAINED,
+    "blob": ("temperature", "prior_scale", "init_scale", *FIT_OPTIONS),
     "lora": _POINT,
     "full": _POINT,
     "adalora": _POINT,
     "dora": _POINT,
     "adapter": _POINT,
 }
+METHODS: Mapping[str, tuple[str, ...]] = {**_OF_POINT, **_OF_THEIR_OWN}
 # Options that say how to predict with what was trained, and not what to train.
 _OF_PREDICTION = ("probability", "members", "link", "tuning", "scale")
 # Two names of one thing each, where no options are given.
@@ -97,6 +102,11 @@ class Method:
     def training(self) -> "Method":
         """What it trains or fits, shared by methods that differ only in how they predict with it."""
         return Method(self.name, tuple(option for option in self.options if option[0] not in _OF_PREDICTION))
+
+    @property
+    def starts_from_point(self) -> bool:
+        """Whether it needs the point estimate of its seed, or is it."""
+        return self.name in _OF_POINT
 
     def given(self, *names: str) -> dict[str, Any]:
         """Its options among these."""

@@ -8,7 +8,6 @@ Chain = tuple[int, list[Method]]
 """A seed, and methods that are done one after the other, since one finds what another has trained."""
 
 _POINT = Method("map")
-_FROM_SCRATCH = ("base_rate", "blob", "monteclora", "monteclora_sparse", "lora", "full", "dora", "adalora", "adapter")
 
 
 def stages(jobs: Sequence[tuple[Method, int]]) -> list[list[Chain]]:
@@ -16,7 +15,7 @@ def stages(jobs: Sequence[tuple[Method, int]]) -> list[list[Chain]]:
 
     The first stage has the point estimates that other jobs start from, whether they are asked for or not.
     """
-    first = dict.fromkeys(seed for method, seed in jobs if method.name not in _FROM_SCRATCH)
+    first = dict.fromkeys(seed for method, seed in jobs if method.starts_from_point)
     chains: dict[tuple[int, Method], Chain] = {}
     for method, seed in jobs:
         if method != _POINT:

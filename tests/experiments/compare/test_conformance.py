@@ -1,6 +1,8 @@
 """Every method, fitted on a tiny task, satisfies the protocol of predictors."""
 
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,6 +105,29 @@ def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> No
     # What was trained is found again, and says the same.
     found = build(fitting, method.untempered, 0)
     assert torch.equal(found.predictor(evaluated.loader(), num_samples=3, seed=1).logits, prediction.logits)
+
+
+class _Stop(Exception):
+    """Before anything is trained."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_who_starts_from_the_point_estimate(
+    name: str, fitting: Fitting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the schedule goes by is what building does: the first network a method asks for is the shared one."""
+    (method,) = parse_methods(name)
+    trained: list[Method] = []
+
+    def stop(_: Fitting, *arguments: object) -> None:
+        trained.extend(argument for argument in arguments if isinstance(argument, Method))
+        raise _Stop
+
+    monkeypatch.setattr(Fitting, "train_point", stop)
+    monkeypatch.setattr(Fitting, "train", stop)
+    with suppress(_Stop):
+        build(replace(fitting, folder=tmp_path), method.untempered, 0)
+    assert (trained == [Method("map")]) == method.starts_from_point
 
 
 @pytest.mark.parametrize("name", ["monteclora", "blob"])
