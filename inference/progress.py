@@ -51,10 +51,10 @@ _SHORT = {"nll": "nll", "cooperative": "coop", "kl_dirichlet": "KL D", "kl_wisha
 
 
 def _describe(entry: dict[str, float]) -> str:
-    """The terms in few characters: 0.43, 2e-6; of a loss without terms, the loss."""
+    """The terms that are not 0, in few characters: 0.43, 2e-6; of a loss without terms, the loss."""
     shown = (
         f"{short} {entry[name]:.2f}" if abs(entry[name]) > 0.01 else f"{short} {entry[name]:.0e}".replace("e-0", "e-")
         for name, short in _SHORT.items()
-        if name in entry
+        if entry.get(name)
     )
     return " ".join(shown) or f"loss {entry['loss']:.2f}"

@@ -240,6 +240,14 @@ def test_the_progress_bar_fits_eighty_columns() -> None:
     assert re.search(r"6/6.*0:00:00.*left nll \d\.\d\d coop \d\.\d\d KL D \de-\d W \de-\d N", screen.getvalue())
 
 
+def test_the_progress_bar_leaves_out_what_has_no_weight() -> None:
+    screen = io.StringIO()
+    model, guide = build_pair(build_network(num_layers=1), **CONFIG | {"kl_weight": 0.0, "cooperative_weight": 0.0})
+    fit(model, guide, learnable_rows(), OPTIONS, console=Console(file=screen, force_terminal=True, width=80))
+    assert re.search(r"left nll \d\.\d\d *\W", screen.getvalue())
+    assert not re.search("coop|KL", screen.getvalue())
+
+
 def test_batches_without_labels_are_refused() -> None:
     def forgetful(rows: list[Any]) -> dict[str, Tensor]:
         return {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
