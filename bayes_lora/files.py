@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bayes_lora.errors import DataError
+
 JSON_LIMIT = 16 * 2**20  # bytes; the description of 100,000 adapters has fewer
 
 
@@ -62,3 +64,26 @@ def is_sealed(description: Mapping[str, Any]) -> bool:
 
 def _digest(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; missing folders are made.
+
+    Raises:
+        DataError: the operating system does not allow it.
+    """
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written: {error.strerror or error}. Choose another place, or free this one."
+        ) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        DataError: the operating system does not allow it.
+    """
+    write_file(path, (json.dumps(data, indent=2) + "\n").encode())

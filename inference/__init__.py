@@ -1,16 +1,13 @@
 """Inference: the guide, objectives, training, the posterior predictive, and the methods it is compared with."""
 
-from bayes_lora.inference.autoguides import AutoAdapterGuide, autoguide
-from bayes_lora.inference.base_rate import BaseRate
-from bayes_lora.inference.bootstrap import mean_difference, metric_difference, one_by_one
-from bayes_lora.inference.calibration import ScaleCalibration, calibrate_scale
-from bayes_lora.inference.ensemble import Ensemble, checkpoint_states, read_state, trainable_state
-from bayes_lora.inference.fit_options import FitOptions
-from bayes_lora.inference.guide import MonteCLoRAGuide
-from bayes_lora.inference.hub import push_to_hub
-from bayes_lora.inference.inference_data import to_inference_data
-from bayes_lora.inference.inference_data_files import load_inference_data, save_inference_data
-from bayes_lora.inference.laplace import (
+from bayes_lora.inference.diagnostics.inference_data import to_inference_data
+from bayes_lora.inference.diagnostics.inference_data_files import load_inference_data, save_inference_data
+from bayes_lora.inference.guides.autoguides import AutoAdapterGuide, autoguide
+from bayes_lora.inference.guides.mean_field import MeanFieldGuide
+from bayes_lora.inference.guides.monteclora import MonteCLoRAGuide
+from bayes_lora.inference.predictors.base_rate import BaseRate
+from bayes_lora.inference.predictors.ensemble import Ensemble, checkpoint_states, read_state, trainable_state
+from bayes_lora.inference.predictors.laplace import (
     LaplaceOptions,
     LaplacePosterior,
     LaplacePredictor,
@@ -19,22 +16,25 @@ from bayes_lora.inference.laplace import (
     save_laplace,
     tune_prior_precision,
 )
-from bayes_lora.inference.mc_dropout import MCDropout
-from bayes_lora.inference.mean_field import MeanFieldGuide
-from bayes_lora.inference.metrics import all_metrics, evaluate
-from bayes_lora.inference.model_card import CardFacts
-from bayes_lora.inference.objective import ItemizedELBO
-from bayes_lora.inference.point_estimate import PointEstimate
-from bayes_lora.inference.prediction import Prediction
-from bayes_lora.inference.predictive import predict
-from bayes_lora.inference.predictor import Predictor
-from bayes_lora.inference.scale_schedule import SampleScaleSchedule
-from bayes_lora.inference.storage import load_posterior, save_posterior
-from bayes_lora.inference.swag import SWAG, SWAGPredictor
-from bayes_lora.inference.swag_collector import SWAGCollector
-from bayes_lora.inference.temperature import TemperatureScaled, fit_temperature
-from bayes_lora.inference.trainer import SVITrainer
-from bayes_lora.inference.training import FitResult, fit, fit_network
+from bayes_lora.inference.predictors.mc_dropout import MCDropout
+from bayes_lora.inference.predictors.point_estimate import PointEstimate
+from bayes_lora.inference.predictors.predictive import predict
+from bayes_lora.inference.predictors.predictor import Predictor
+from bayes_lora.inference.predictors.scale_calibration import ScaleCalibration, calibrate_scale
+from bayes_lora.inference.predictors.swag import SWAG, SWAGPredictor
+from bayes_lora.inference.predictors.swag_collector import SWAGCollector
+from bayes_lora.inference.predictors.temperature import TemperatureScaled, fit_temperature
+from bayes_lora.inference.storage.hub import push_to_hub
+from bayes_lora.inference.storage.model_card import CardFacts
+from bayes_lora.inference.storage.posteriors import load_posterior, save_posterior
+from bayes_lora.inference.training.fit import FitResult, fit, fit_network
+from bayes_lora.inference.training.fit_options import FitOptions
+from bayes_lora.inference.training.objective import ItemizedELBO
+from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
+from bayes_lora.inference.training.trainer import SVITrainer
+from bayes_lora.metrics.bootstrap import mean_difference, metric_difference, one_by_one
+from bayes_lora.metrics.classification import all_metrics, evaluate
+from bayes_lora.metrics.prediction import Prediction
 
 __all__ = [
     "SWAG",

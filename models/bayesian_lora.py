@@ -12,14 +12,15 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from bayes_lora.adapters import Adapter, AdapterGroup, check_state
-from bayes_lora.column_normal import IsotropicColumnNormal
 from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.distributions.column_normal import IsotropicColumnNormal
+from bayes_lora.distributions.wishart import Wishart
+from bayes_lora.effect_handlers import densities_only
 from bayes_lora.errors import AdapterError, ConfigurationError
 from bayes_lora.models.latent_sites import Latents, LatentSites
-from bayes_lora.models.likelihood import Classification, Likelihood, network_logits
-from bayes_lora.models.listeners import densities_only
+from bayes_lora.models.likelihoods.classification import Classification
+from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
 from bayes_lora.precision import posterior_dtype
-from bayes_lora.wishart import Wishart
 
 
 class BayesianLoRA(nn.Module):
@@ -68,7 +69,7 @@ class BayesianLoRA(nn.Module):
         self.register_buffer(
             "sample_scale", self.sites.example.new_full((len(self.sites.adapters),), config.sample_scale)
         )
-        self.sites.switch.exact = config.sample_scale == 0
+        self.sites.noise_state.exact = config.sample_scale == 0
         self._priors: dict[Any, tuple[dist.Dirichlet, dict[int, Wishart], dict[str, IsotropicColumnNormal]]] = {}
         self._adapters_known = self._adapter_state()
         self._active = [list(adapter.layer.active_adapters) for adapter in self.sites.adapters]
@@ -89,11 +90,11 @@ class BayesianLoRA(nn.Module):
             pyro.sample("cooperative", factor, obs=term.new_empty(0), infer={"is_auxiliary": True})
         recomputes = self._recomputes()
         if recomputes:
-            self.sites.switch.require_settled()
+            self.sites.noise_state.require_settled()
         with self.perturbed(self.perturbations(latents)):
             logits = self.network_logits(batch)
         if recomputes:
-            logits = self.sites.switch.watch(logits)
+            logits = self.sites.noise_state.watch(logits)
         self.likelihood(logits, labels)
         return logits
 
@@ -172,7 +173,7 @@ class BayesianLoRA(nn.Module):
                 "for each adapter in model.sites.names."
             )
         self.sample_scale.copy_(values)
-        self.sites.switch.exact = not values.any()
+        self.sites.noise_state.exact = not values.any()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "BayesianLoRA":
         # Sampling stays in float32 or better where the network is cast to half precision.
@@ -200,12 +201,12 @@ class BayesianLoRA(nn.Module):
         noises = [noise for group in perturbations for noise in group.unbind(-3)]
         # In one call for all adapters, not in each one's forward pass.
         self._set(torch._foreach_add(means, [noise.to(mean) for mean, noise in zip(means, noises, strict=True)]))
-        switch = self.sites.switch
-        switch.on, switch.with_grad, switch.num_rows = True, torch.is_grad_enabled(), num_rows
+        state = self.sites.noise_state
+        state.on, state.with_grad, state.num_rows = True, torch.is_grad_enabled(), num_rows
         try:
             yield
         finally:
-            switch.on, switch.num_rows = False, None
+            state.on, state.num_rows = False, None
             if not torch.is_grad_enabled():
                 self._set(before)
 

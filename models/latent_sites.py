@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from bayes_lora.adapters import AdapterGroup, find_adapters, group_by_shape, perturb_linears
-from bayes_lora.column_normal import ColumnNormal
 from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.distributions.column_normal import ColumnNormal
+from bayes_lora.distributions.wishart import Wishart, cholesky_factor
+from bayes_lora.effect_handlers import SiteHandler
 from bayes_lora.errors import UnsupportedELBOError
-from bayes_lora.models.site_handler import SiteHandler
 from bayes_lora.precision import posterior_dtype
-from bayes_lora.wishart import Wishart, cholesky_factor
 
 # Given a group, its mixture weights pi (..., adapter, component) and a function that gives its covariance factors
 # (..., adapter, [component,] rank, rank): the distribution of the group's column site.
@@ -58,7 +58,7 @@ class LatentSites:
             rank: slice(min(group.start for group in groups), max(group.stop for group in groups))
             for rank, groups in ((rank, list(found)) for rank, found in groupby(self.groups, key=lambda g: g.rank))
         }
-        self.switch = perturb_linears(network, self.adapters)
+        self.noise_state = perturb_linears(network, self.adapters)
         self._prior_wisharts: dict[tuple[int, torch.device, torch.dtype], Wishart] = {}
         self._handlers = self._make_handlers()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import bayes_lora.adapters
-from bayes_lora.experiments.cli import app
+from bayes_lora.experiments.command_line.main import app
 from bayes_lora.experiments.compare.methods import METHODS, parse_methods
 from bayes_lora.experiments.compare.running import run_study
 from bayes_lora.inference import (

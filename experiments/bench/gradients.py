@@ -15,7 +15,7 @@ from bayes_lora.experiments.bench.contenders import Entrant, posterior
 from bayes_lora.experiments.bench.results import Record
 from bayes_lora.experiments.bench.timing import Estimate, median_interval, ratio_interval, synchronize
 from bayes_lora.inference import ItemizedELBO
-from bayes_lora.inference.randomness import seeded
+from bayes_lora.randomness import seeded
 
 Floats = npt.NDArray[np.float64]
 

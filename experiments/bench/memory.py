@@ -15,7 +15,7 @@ from bayes_lora.errors import BenchError
 from bayes_lora.experiments.bench.cases import Case, loaded_base
 from bayes_lora.experiments.bench.contenders import TRAINING
 from bayes_lora.experiments.bench.timing import Turn
-from bayes_lora.experiments.machine import resident_peak
+from bayes_lora.experiments.runs.machine import resident_peak
 
 Result = TypeVar("Result")
 

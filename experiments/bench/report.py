@@ -10,7 +10,7 @@ from bayes_lora.experiments.bench.gradients import LORA_B_STD, PARAMETERS
 from bayes_lora.experiments.bench.results import Record, Results
 from bayes_lora.experiments.bench.suites import SAMPLING
 from bayes_lora.experiments.bench.timing import Estimate
-from bayes_lora.experiments.outputs import write_file
+from bayes_lora.files import write_file
 
 START, END = "<!-- bench -->", "<!-- /bench -->"
 _README_COLUMNS = {

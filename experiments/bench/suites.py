@@ -27,8 +27,8 @@ from bayes_lora.experiments.bench.gradients import gradient_noise, objectives
 from bayes_lora.experiments.bench.memory import Memory, measure_apart
 from bayes_lora.experiments.bench.results import Record, Results
 from bayes_lora.experiments.bench.timing import Key, Turn, least_squares, median_interval, race, ratio_interval
-from bayes_lora.experiments.machine import machine
-from bayes_lora.inference.progress import progress_bar
+from bayes_lora.experiments.runs.machine import machine
+from bayes_lora.inference.training.progress import progress_bar
 
 SAMPLING = "sampling_and_kl"
 _IN_MEMORY = ("lora", "peft_monteclora", "paper", "paper_explicit", "elbo", "full")

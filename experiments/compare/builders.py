@@ -14,8 +14,7 @@ from bayes_lora.experiments.compare.cost import Cost, Measured
 from bayes_lora.experiments.compare.fitting import CHECKPOINTS, Fitted, Fitting
 from bayes_lora.experiments.compare.methods import FIT_OPTIONS, Method
 from bayes_lora.experiments.compare.study import Study
-from bayes_lora.experiments.device import CPU
-from bayes_lora.experiments.point_networks import Way
+from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.inference import (
     SWAG,
     BaseRate,
@@ -38,10 +37,11 @@ from bayes_lora.inference import (
     trainable_state,
     tune_prior_precision,
 )
-from bayes_lora.inference.laplace import tune_prior_precision_held_out
-from bayes_lora.inference.metrics import negative_log_likelihood
-from bayes_lora.inference.randomness import seeded
+from bayes_lora.inference.finetuning.point_networks import Way
+from bayes_lora.inference.predictors.laplace import tune_prior_precision_held_out
+from bayes_lora.metrics.classification import negative_log_likelihood
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.randomness import seeded
 
 _MEMBERS = {"checkpoint_ensemble": 5, "deep_ensemble": 3}
 _MEMBER_SEEDS = 1000  # between the seeds of a deep ensemble's members; the first is the point estimate itself

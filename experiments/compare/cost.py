@@ -8,9 +8,8 @@ from types import TracebackType
 
 import torch
 
-from bayes_lora.experiments.machine import resident_peak
-from bayes_lora.experiments.outputs import write_json
-from bayes_lora.files import read_json
+from bayes_lora.experiments.runs.machine import resident_peak
+from bayes_lora.files import read_json, write_json
 
 COST_FILE = "cost.json"
 

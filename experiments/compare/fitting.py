@@ -12,14 +12,11 @@ import torch
 from rich.console import Console
 
 from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.experiments.base_models import BaseModel, load_base_model
 from bayes_lora.experiments.compare.cost import COST_FILE, Cost, Measured
 from bayes_lora.experiments.compare.methods import FIT_OPTIONS, Method
 from bayes_lora.experiments.compare.study import EncodedRows, Study
-from bayes_lora.experiments.device import CPU
-from bayes_lora.experiments.lora import add_lora
-from bayes_lora.experiments.point_files import DESCRIPTION_FILE, load_trained, save_trained
-from bayes_lora.experiments.point_networks import PointNetwork, fit_point, make_network
+from bayes_lora.experiments.networks.base_models import BaseModel, load_base_model
+from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.inference import (
     FitOptions,
     FitResult,
@@ -31,9 +28,12 @@ from bayes_lora.inference import (
     predict,
     save_posterior,
 )
-from bayes_lora.inference.randomness import seeded
+from bayes_lora.inference.finetuning.lora import add_lora
+from bayes_lora.inference.finetuning.point_files import DESCRIPTION_FILE, load_trained, save_trained
+from bayes_lora.inference.finetuning.point_networks import PointNetwork, fit_point, make_network
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.precision import mixed_precision
+from bayes_lora.randomness import seeded
 
 CHECKPOINTS = "checkpoints"
 _NUM_CHECKPOINTS = 10  # of a point estimate, over its whole training

@@ -14,21 +14,20 @@ from rich.markup import escape
 
 from bayes_lora.checks import require_count
 from bayes_lora.errors import BayesLoRAError, DataError
-from bayes_lora.experiments.base_models import load_base_model
 from bayes_lora.experiments.compare.builders import build, check
 from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.methods import Method, with_bases
 from bayes_lora.experiments.compare.schedule import stages
 from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows
-from bayes_lora.experiments.device import CPU
-from bayes_lora.experiments.outputs import write_json
-from bayes_lora.experiments.sessions import Session
-from bayes_lora.experiments.side_by_side import side_by_side
-from bayes_lora.experiments.stored_predictions import About, StoredPrediction, read_prediction, write_prediction
-from bayes_lora.experiments.study_folder import only_one, open_study
-from bayes_lora.files import read_json
+from bayes_lora.experiments.networks.base_models import load_base_model
+from bayes_lora.experiments.runs.device import CPU
+from bayes_lora.experiments.runs.parallel import in_parallel
+from bayes_lora.experiments.runs.sessions import Session
+from bayes_lora.experiments.runs.study_folder import only_one, open_study
+from bayes_lora.files import read_json, write_json
 from bayes_lora.inference import Prediction, TemperatureScaled, fit_temperature
+from bayes_lora.inference.storage.predictions import About, StoredPrediction, read_prediction, write_prediction
 
 EVALUATED, HELD_OUT, OUTSIDE = "evaluated", "held-out", "outside"
 _PREDICTIONS, _TRAINED = "predictions", "trained"
@@ -158,7 +157,7 @@ def _work_through(
     ]
     total = sum(len(chain) for stage in left for _, chain in stage)
     for stage in left:
-        for seed, done in side_by_side((delayed(bench.attempt)(results, *chain, until) for chain in stage), workers):
+        for seed, done in in_parallel((delayed(bench.attempt)(results, *chain, until) for chain in stage), workers):
             for method, seconds, error in done:
                 if error:  # the others have nothing to do with it
                     results.failed[method, seed] = error

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from bayes_lora.experiments.compare.methods import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
-from bayes_lora.experiments.stored_predictions import require_same_rows
 from bayes_lora.inference import mean_difference
-from bayes_lora.inference.bootstrap import Difference, mean_and_standard_error, resampled, resampled_difference
-from bayes_lora.inference.metrics import example_losses
-from bayes_lora.inference.uncertainty_metrics import (
+from bayes_lora.inference.storage.predictions import require_same_rows
+from bayes_lora.metrics.bootstrap import Difference, mean_and_standard_error, resampled, resampled_difference
+from bayes_lora.metrics.classification import example_losses
+from bayes_lora.metrics.uncertainty import (
     batched_area_under_risk_coverage,
     batched_auroc,
     uncertainty_scores,

@@ -13,13 +13,13 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bayes_lora.checks import require_choice, require_count, require_fraction, require_seed
 from bayes_lora.errors import ConfigurationError, DataError
-from bayes_lora.experiments.encoding import encode
-from bayes_lora.experiments.lora import LoRAOptions
-from bayes_lora.experiments.rows import Row, hold_out
-from bayes_lora.experiments.sources import RowsSource, digest
-from bayes_lora.experiments.stored_predictions import row_id
-from bayes_lora.experiments.tasks import Task, TaskRows, load_task
+from bayes_lora.experiments.tasks.encoding import encode
+from bayes_lora.experiments.tasks.rows import Row, hold_out
+from bayes_lora.experiments.tasks.sources import RowsSource, digest
+from bayes_lora.experiments.tasks.tasks import Task, TaskRows, load_task
 from bayes_lora.inference import FitOptions, Prediction
+from bayes_lora.inference.finetuning.lora import LoRAOptions
+from bayes_lora.inference.storage.predictions import row_id
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
 from bayes_lora.errors import DataError
-from bayes_lora.experiments.device import CPU
-from bayes_lora.experiments.outputs import HISTORY_FILE
-from bayes_lora.experiments.predictions import own_rows
-from bayes_lora.experiments.rows import Row, read_rows
-from bayes_lora.experiments.runs import Run, load_run
+from bayes_lora.experiments.runs.device import CPU
+from bayes_lora.experiments.runs.outputs import HISTORY_FILE
+from bayes_lora.experiments.runs.predictions import own_rows
+from bayes_lora.experiments.runs.runs import Run, load_run
+from bayes_lora.experiments.tasks.rows import Row, read_rows
 from bayes_lora.inference import Prediction, to_inference_data
-from bayes_lora.inference.arviz_bridge import InferenceData, group
 from bayes_lora.inference.diagnostics import (
     Convergence,
     LooPit,
@@ -35,6 +34,7 @@ from bayes_lora.inference.diagnostics import (
     prior_to_posterior,
     uncertainty_map,
 )
+from bayes_lora.inference.diagnostics.arviz_bridge import InferenceData, group
 
 # A map silences every adapter in turn: it is made from fewer rows and draws, and by layers where adapters are many.
 _MAP_ROWS, _MAP_DRAWS, _MOST_PARTS = 32, 8, 12

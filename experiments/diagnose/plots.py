@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bayes_lora.experiments.plots import COLOURS, short_name
+from bayes_lora.experiments.reports.plots import COLOURS, short_name
 from bayes_lora.inference.diagnostics import PredictiveCheck
 
 _PANEL_COLUMNS = 6

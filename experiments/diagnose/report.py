@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bayes_lora.experiments import plots
 from bayes_lora.experiments.diagnose import plots as diagnostic_plots
 from bayes_lora.experiments.diagnose.diagnosis import Diagnosis
-from bayes_lora.experiments.report import Picture, Section, TableData, write_report
+from bayes_lora.experiments.reports import plots
+from bayes_lora.experiments.reports.page import Picture, Section, TableData, write_report
 from bayes_lora.inference import Prediction, evaluate, metric_difference, one_by_one
-from bayes_lora.inference.arviz_bridge import group
-from bayes_lora.inference.bootstrap import Statistic
-from bayes_lora.inference.uncertainty_metrics import risk_coverage_curve, uncertainty_scores
+from bayes_lora.inference.diagnostics.arviz_bridge import group
+from bayes_lora.metrics.bootstrap import Statistic
+from bayes_lora.metrics.uncertainty import risk_coverage_curve, uncertainty_scores
 
 _SHOWN_ROWS = 5  # most and least certain ones
 _METRICS = {

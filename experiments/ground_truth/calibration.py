@@ -18,7 +18,7 @@ from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.ground_truth.methods import draw_adapter, fit_monteclora
 from bayes_lora.experiments.ground_truth.nuts import run_chain
 from bayes_lora.experiments.ground_truth.problems import GaussianPosterior, Problem, exact_posterior
-from bayes_lora.inference.randomness import stream
+from bayes_lora.randomness import stream
 
 NUM_DRAWS = 63  # 64 ranks: every bin below holds the same number of them
 NUM_BINS = 8

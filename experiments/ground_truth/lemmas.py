@@ -14,7 +14,7 @@ from bayes_lora.experiments.ground_truth.methods import draw_adapter
 from bayes_lora.experiments.ground_truth.mode import hessians, posterior_mode
 from bayes_lora.experiments.ground_truth.problems import Problem
 from bayes_lora.inference import MonteCLoRAGuide
-from bayes_lora.inference.randomness import stream
+from bayes_lora.randomness import stream
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from bayes_lora.experiments.ground_truth.mode import laplace_approximation, post
 from bayes_lora.experiments.ground_truth.nuts import sample_posterior
 from bayes_lora.experiments.ground_truth.problems import GaussianPosterior, Problem
 from bayes_lora.inference import ItemizedELBO, LaplaceOptions, MeanFieldGuide, MonteCLoRAGuide, autoguide, fit_laplace
-from bayes_lora.inference.randomness import seeded, stream
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.randomness import seeded, stream
 
 NUM_COMPONENTS = (1, 2, 4, 8, 16)
 _LEARNING_RATE = 0.05

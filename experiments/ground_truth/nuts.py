@@ -10,8 +10,8 @@ from bayes_lora.checks import require_count
 from bayes_lora.errors import NotConvergedError
 from bayes_lora.experiments.ground_truth.mode import laplace_approximation
 from bayes_lora.experiments.ground_truth.problems import Problem
-from bayes_lora.inference.arviz_bridge import ess, rhat
-from bayes_lora.inference.randomness import seeded, stream
+from bayes_lora.inference.diagnostics.arviz_bridge import ess, rhat
+from bayes_lora.randomness import seeded, stream
 
 MAX_RHAT = 1.01
 MIN_ESS_PER_CHAIN = 100

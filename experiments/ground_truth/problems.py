@@ -22,8 +22,8 @@ from torch import Tensor
 
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.ground_truth.network import GaussianRegression, TwoLayer
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.experiments.ground_truth.network import TwoLayer
+from bayes_lora.models import BayesianLoRA, GaussianRegression
 
 _INPUT_CORRELATION = 0.5  # between any two inputs, so that the entries of A are correlated a posteriori
 _SATURATING_GAIN = 4.0  # of a classification's head, without which tanh units leave the classes all but even

@@ -18,7 +18,7 @@ from bayes_lora.experiments.ground_truth.study import (
     methods_of,
     read_job,
 )
-from bayes_lora.experiments.outputs import write_file, write_json
+from bayes_lora.files import write_file, write_json
 
 RESULTS_FILE, TABLE_FILE = "results.json", "table.md"
 MEASURES_FILE, RANKS_FILE, LEMMAS_FILE = "measures.png", "ranks.png", "lemmas.png"

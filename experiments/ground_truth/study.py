@@ -30,13 +30,12 @@ from bayes_lora.experiments.ground_truth.problems import (
     exact_posterior,
     regression_problem,
 )
-from bayes_lora.experiments.outputs import write_file, write_json
-from bayes_lora.experiments.sessions import Session
-from bayes_lora.experiments.side_by_side import side_by_side
-from bayes_lora.experiments.study_folder import only_one, open_study
-from bayes_lora.files import read_json
-from bayes_lora.inference.progress import progress_bar
-from bayes_lora.inference.randomness import stream
+from bayes_lora.experiments.runs.parallel import in_parallel
+from bayes_lora.experiments.runs.sessions import Session
+from bayes_lora.experiments.runs.study_folder import only_one, open_study
+from bayes_lora.files import read_json, write_file, write_json
+from bayes_lora.inference.training.progress import progress_bar
+from bayes_lora.randomness import stream
 
 PROBLEMS: Mapping[str, Callable[[int], Problem]] = {
     "regression": regression_problem,
@@ -128,7 +127,7 @@ def run_study(study: Study, folder: Path, *, workers: int = 1, console: Console)
     with only_one(folder), progress_bar(console) as progress:
         task = progress.add_task("ground truth", total=sum(map(len, left)), terms="")
         for stage in left:
-            for job, result, error in side_by_side(map(delayed(_attempt), stage), workers):
+            for job, result, error in in_parallel(map(delayed(_attempt), stage), workers):
                 if result is None:
                     failed[job.name] = error
                 else:

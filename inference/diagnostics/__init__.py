@@ -28,7 +28,7 @@ from bayes_lora.inference.diagnostics.loo_pit import LooPit, loo_pit
 from bayes_lora.inference.diagnostics.mixture import Mixture, mixture
 from bayes_lora.inference.diagnostics.pareto import ParetoCheck, psis_k_hat
 from bayes_lora.inference.diagnostics.predictive_checks import check_accuracy, check_confidence, check_label_rates
-from bayes_lora.inference.diagnostics.replicates import PredictiveCheck
+from bayes_lora.inference.diagnostics.replicated_labels import PredictiveCheck
 from bayes_lora.inference.diagnostics.spread import AdapterSpread, SeedSpread, seed_spread
 from bayes_lora.inference.diagnostics.uncertainty_map import (
     PartUncertainty,

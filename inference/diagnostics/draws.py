@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.posterior_draw import Guide
+from bayes_lora.inference.guides.posterior_draw import Guide
 from bayes_lora.models import BayesianLoRA
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from bayes_lora.inference import arviz_bridge
+from bayes_lora.inference.diagnostics import arviz_bridge
 
 
 def smoothed_log_weights(

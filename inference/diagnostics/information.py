@@ -11,8 +11,8 @@ from torch.distributions import kl_divergence
 from bayes_lora.checks import require_count, require_non_negative, require_seed
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference.diagnostics.draws import RunningMoments, by_adapter, require_own_guide
-from bayes_lora.inference.objective import TERMS
-from bayes_lora.inference.posterior_draw import Guide, PosteriorDraw, posterior_draw
+from bayes_lora.inference.guides.posterior_draw import Guide, PosteriorDraw, posterior_draw
+from bayes_lora.inference.training.objective import TERMS
 from bayes_lora.models import BayesianLoRA
 
 _KL_TERMS = ("kl_dirichlet", "kl_wishart", "kl_normal")

@@ -10,8 +10,8 @@ from scipy import stats
 from bayes_lora.checks import require_seed
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference.diagnostics.importance import k_hat_threshold, smoothed_log_weights
-from bayes_lora.inference.diagnostics.replicates import require_labels
-from bayes_lora.inference.prediction import Prediction
+from bayes_lora.inference.diagnostics.replicated_labels import require_labels
+from bayes_lora.metrics.prediction import Prediction
 
 _FEWEST_DRAWS = 25
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from bayes_lora.checks import require_count
-from bayes_lora.inference.diagnostics.replicates import PredictiveCheck, against_replicates, require_labels
-from bayes_lora.inference.prediction import Prediction
+from bayes_lora.inference.diagnostics.replicated_labels import PredictiveCheck, against_replicates, require_labels
+from bayes_lora.metrics.prediction import Prediction
 
 
 def check_label_rates(

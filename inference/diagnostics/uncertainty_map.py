@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from bayes_lora.errors import ConfigurationError, DataError
-from bayes_lora.inference.diagnostics.silenced import silenced
-from bayes_lora.inference.posterior_draw import Guide
-from bayes_lora.inference.prediction import Prediction
-from bayes_lora.inference.predictive import predict
+from bayes_lora.inference.diagnostics.without_noise import without_noise
+from bayes_lora.inference.guides.posterior_draw import Guide
+from bayes_lora.inference.predictors.predictive import predict
+from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
 
 _NOTHING = 1e-12  # nats: rounding of the difference of two entropies
@@ -59,7 +59,7 @@ class UncertaintyMap:
 
     @property
     def falls(self) -> dict[str, float]:
-        """Fall of the mutual information when a part is silenced, as a share of the whole.
+        """Fall of the mutual information when a part is without_noise, as a share of the whole.
 
         The shares need not sum to 1: parts interact, and noise of one part can mask or amplify that of another. A
         negative one is a part whose noise made the draws agree.
@@ -145,7 +145,7 @@ def uncertainty_map(
     sums, num_rows = torch.zeros(len(silent), 2, dtype=torch.double), 0
     for batch in loader:
         for index, mask in enumerate(silent):
-            heard = silenced(model, guide, mask) if mask.any() else guide
+            heard = without_noise(model, guide, mask) if mask.any() else guide
             prediction = predict(
                 model, heard, [batch], num_samples=num_samples, seed=seed, draws_per_pass=draws_per_pass
             )

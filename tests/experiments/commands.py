@@ -6,7 +6,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from bayes_lora.errors import BayesLoRAError
-from bayes_lora.experiments.cli import app
+from bayes_lora.experiments.command_line.main import app
 
 QUICK = ["--epochs", "1", "--batch-size", "8", "--num-samples", "3", "--max-length", "16"]
 PAIRS = ["--text-columns", "a,b", "--label-column", "same"]

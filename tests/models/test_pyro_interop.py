@@ -23,10 +23,10 @@ from pyro.infer import (
 )
 from torch import Tensor, nn
 
+from bayes_lora.distributions.wishart import cholesky_factor
 from bayes_lora.errors import BayesLoRAError, UnsupportedELBOError
 from bayes_lora.inference import ItemizedELBO, MonteCLoRAGuide
 from bayes_lora.models import BayesianLoRA
-from bayes_lora.wishart import cholesky_factor
 from tests.networks import Batch, build_network, build_pair
 
 OPTIONS: dict[str, Any] = {"kl_weight": 0.1, "sample_scale": 0.3, "num_components": 3}

@@ -22,7 +22,7 @@ from bayes_lora.experiments.bench.contenders import (
 from bayes_lora.experiments.bench.memory import measure_apart
 from bayes_lora.experiments.bench.report import END, START, around_table, readme_table, update_readme
 from bayes_lora.experiments.bench.results import read_results
-from bayes_lora.experiments.outputs import write_json
+from bayes_lora.files import write_json
 from bayes_lora.inference import fit_network
 from tests.experiments.commands import run
 

@@ -10,7 +10,7 @@ from bayes_lora.experiments.compare.methods import Method, parse_methods
 from bayes_lora.experiments.compare.report import write_report
 from bayes_lora.experiments.compare.running import Results, run_study
 from bayes_lora.experiments.compare.study import Study
-from bayes_lora.experiments.embedded_task import make_embedded_task
+from bayes_lora.experiments.tasks.embedded_task import make_embedded_task
 from tests.experiments.compare.studies import METHODS, QUIET, make_study
 
 

@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Console
 
 from bayes_lora.experiments.compare.study import Study
-from bayes_lora.experiments.lora import LoRAOptions
-from bayes_lora.experiments.sources import RowsSource
+from bayes_lora.experiments.tasks.sources import RowsSource
 from bayes_lora.inference import FitOptions
+from bayes_lora.inference.finetuning.lora import LoRAOptions
 
 # Of the comparison that most tests look at, the fixture `done`.
 METHODS = "map,temperature,mc_dropout,monteclora[sample_scale=0.1]+temperature,monteclora_calibrated"

@@ -12,8 +12,8 @@ from bayes_lora.errors import ConfigurationError, RunExistsError, TaskError
 from bayes_lora.experiments.compare.methods import Method, parse_methods
 from bayes_lora.experiments.compare.report import write_report
 from bayes_lora.experiments.compare.running import EVALUATED, Results, run_study
-from bayes_lora.experiments.study_folder import only_one
-from bayes_lora.inference.metrics import example_losses
+from bayes_lora.experiments.runs.study_folder import only_one
+from bayes_lora.metrics.classification import example_losses
 from tests.experiments.commands import run
 from tests.experiments.compare.studies import METHODS, QUIET, make_study
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import DataCollatorWithPadding
 
-from bayes_lora.experiments.base_models import load_base_model
 from bayes_lora.experiments.compare.builders import build
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods
 from bayes_lora.experiments.compare.study import EncodedRows, Study
+from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.inference import (
     LaplacePredictor,
     PointEstimate,
@@ -21,8 +21,8 @@ from bayes_lora.inference import (
     load_laplace,
     tune_prior_precision,
 )
-from bayes_lora.inference.metrics import negative_log_likelihood
-from bayes_lora.inference.predictor import evaluation_mode
+from bayes_lora.inference.predictors.predictor import evaluation_mode
+from bayes_lora.metrics.classification import negative_log_likelihood
 
 
 @dataclass(frozen=True)

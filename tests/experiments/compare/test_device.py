@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.device import resolve_device
+from bayes_lora.experiments.runs.device import resolve_device
 from tests.other_device_run import logits
 
 ROOT = Path(__file__).parent.parent.parent.parent

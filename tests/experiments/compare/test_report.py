@@ -12,8 +12,8 @@ from bayes_lora.experiments.compare.report import latex, markdown, markdown_diff
 from bayes_lora.experiments.compare.running import Results
 from bayes_lora.experiments.compare.significance import Contrast, significance
 from bayes_lora.inference import all_metrics
-from bayes_lora.inference.bootstrap import Difference
-from bayes_lora.inference.metrics import example_losses
+from bayes_lora.metrics.bootstrap import Difference
+from bayes_lora.metrics.classification import example_losses
 
 
 def test_numbers_follow_from_the_stored_predictions(done: Results) -> None:

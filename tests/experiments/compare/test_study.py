@@ -7,7 +7,7 @@ import pytest
 
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.experiments.compare.study import StudyRows
-from bayes_lora.experiments.sources import RowsSource
+from bayes_lora.experiments.tasks.sources import RowsSource
 from tests.experiments.compare.studies import make_study
 
 

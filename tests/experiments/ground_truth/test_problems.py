@@ -10,13 +10,13 @@ from torch import Tensor
 
 from bayes_lora.errors import ConfigurationError, LikelihoodError
 from bayes_lora.experiments.ground_truth.mode import hessians, laplace_approximation, posterior_mode
-from bayes_lora.experiments.ground_truth.network import GaussianRegression
 from bayes_lora.experiments.ground_truth.problems import (
     Problem,
     classification_problem,
     exact_posterior,
     regression_problem,
 )
+from bayes_lora.models import GaussianRegression
 from tests.statistics import assert_mean
 
 MakeProblem = Callable[[int], Problem]

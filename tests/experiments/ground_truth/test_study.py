@@ -11,8 +11,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bayes_lora.errors import BayesLoRAError, ConfigurationError, DataError, RunExistsError
+from bayes_lora.experiments.command_line.ground_truth import ground_truth_command
 from bayes_lora.experiments.ground_truth import report
-from bayes_lora.experiments.ground_truth.command import ground_truth_command
 from bayes_lora.experiments.ground_truth.methods import Effort
 from bayes_lora.experiments.ground_truth.report import markdown, read_findings, write_report
 from bayes_lora.experiments.ground_truth.study import Study, jobs, run_study

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from bayes_lora.experiments.ground_truth.problems import Problem
-from bayes_lora.inference.adapter_guide import AdapterGuide
-from bayes_lora.inference.autoguides import JointDraw
+from bayes_lora.inference.guides.adapter_guide import AdapterGuide
+from bayes_lora.inference.guides.autoguides import JointDraw
 from bayes_lora.models import BayesianLoRA
 
 

@@ -35,8 +35,8 @@ from bayes_lora.inference.diagnostics import (
     uncertainty_map,
 )
 from bayes_lora.inference.diagnostics.controls import FALSE_ALARMS, POWER
-from bayes_lora.inference.randomness import seeded
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.randomness import seeded
 from tests.inference.diagnostics.exact import GaussianGuide, resampled_posterior
 
 FAILURE_RATE = 0.01  # of an entry's test, were the claimed rate the true one

@@ -9,15 +9,15 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from torch.distributions import Dirichlet, MultivariateNormal, kl_divergence
 
 import bayes_lora as bl
-from bayes_lora.column_normal import ColumnNormal
+from bayes_lora.distributions.column_normal import ColumnNormal
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference import ItemizedELBO, MonteCLoRAGuide, predict
-from bayes_lora.inference.autoguides import autoguide
 from bayes_lora.inference.diagnostics import AdapterChange, PriorToPosterior, prior_to_posterior
 from bayes_lora.inference.diagnostics.draws import RunningMoments
-from bayes_lora.inference.posterior_draw import posterior_draw
-from bayes_lora.inference.randomness import stream
+from bayes_lora.inference.guides.autoguides import autoguide
+from bayes_lora.inference.guides.posterior_draw import posterior_draw
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.randomness import stream
 from tests.networks import Batch, build_bank, build_network, build_pair
 
 ELBO: dict[str, Any] = {"objective": "elbo", "num_train_examples": 70, "prior_scale": 0.6, "temperature": 0.5}

@@ -21,11 +21,11 @@ from bayes_lora.experiments.ground_truth.problems import (
     regression_problem,
 )
 from bayes_lora.inference import MonteCLoRAGuide
-from bayes_lora.inference.autoguides import autoguide
 from bayes_lora.inference.diagnostics import psis_k_hat
 from bayes_lora.inference.diagnostics.importance import k_hat_threshold, smoothed_log_weights
 from bayes_lora.inference.diagnostics.pareto import num_dimensions
-from bayes_lora.inference.posterior_draw import posterior_draw
+from bayes_lora.inference.guides.autoguides import autoguide
+from bayes_lora.inference.guides.posterior_draw import posterior_draw
 from bayes_lora.models import BayesianLoRA
 from tests.inference.diagnostics.exact import GaussianGuide
 from tests.networks import build_network, build_pair, make_batch

@@ -12,7 +12,7 @@ from scipy import stats
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference import Prediction
 from bayes_lora.inference.diagnostics import PredictiveCheck, check_accuracy, check_confidence, check_label_rates
-from bayes_lora.inference.metrics import reliability_table
+from bayes_lora.metrics.classification import reliability_table
 
 FAILURE_RATE = 1e-4  # of a simulation below, were the test exact
 CHECKS: list[Callable[..., PredictiveCheck]] = [check_label_rates, check_accuracy, check_confidence]

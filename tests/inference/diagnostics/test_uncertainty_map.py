@@ -11,10 +11,10 @@ from pyro.infer.autoguide import AutoLowRankMultivariateNormal
 import bayes_lora as bl
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference import MonteCLoRAGuide, Prediction, predict
-from bayes_lora.inference.autoguides import autoguide
 from bayes_lora.inference.diagnostics import Uncertainty, uncertainty_map
-from bayes_lora.inference.mean_field import MeanFieldGuide
-from bayes_lora.inference.posterior_draw import Guide, posterior_draw
+from bayes_lora.inference.guides.autoguides import autoguide
+from bayes_lora.inference.guides.mean_field import MeanFieldGuide
+from bayes_lora.inference.guides.posterior_draw import Guide, posterior_draw
 from bayes_lora.models import BayesianLoRA
 from tests.networks import Batch, build_network, build_pair
 

@@ -1,0 +1,109 @@
+"""A LoRA layer under noise in one step: the same products as PEFT's, with fewer passes over the activations."""
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import Tensor, nn
+
+from bayes_lora.adapters.perturbation import PerturbedLinear
+
+# Rows from which on B' is laid out anew: autograd then computes B's gradient as a wide product, (rank, out), and not as
+# a tall one, (out, rank), which takes two to three times as long; for few rows the copy costs more than that.
+_MANY_ROWS = 64
+
+
+class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
+    """PEFT's `lora.Linear`, which under noise is `lora_product` with ``A = mu + P``.
+
+    Without noise, and wherever anything is not plain (dropout in training, several adapters, quantized weights, hooks,
+    torch.compile, arguments besides x), it is PEFT's own forward pass: at the mean the network gives bit for bit what
+    PEFT gives. Under autocast all factors are rounded to its type, as PEFT's are, and their sum once, not twice.
+
+    A layer becomes one by its class alone (`fuse`), so that parameters, names and state dict stay what they are.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        found = None if args or kwargs else self._plain_parts(x)
+        if found is None:
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        factor, base, expand, scaling = found
+        draw = factor.active_draw()
+        if draw is None or draw.dim() != 2:
+            return super().forward(x)  # type: ignore[no-any-return]
+        bias: Tensor | None = base.bias
+        if torch.is_autocast_enabled(x.device.type):
+            lower = torch.get_autocast_dtype(x.device.type)
+            bias = bias if bias is None else bias.to(lower)
+            x, draw, wide, weight = (part.to(lower) for part in (x, draw, expand.weight, base.weight))
+            return lora_product(x, draw, wide, weight, bias, scaling)
+        return lora_product(x, draw, expand.weight, base.weight, bias, scaling)
+
+    def _plain_parts(self, x: Tensor) -> tuple[PerturbedLinear, nn.Linear, nn.Linear, float] | None:
+        """LoRA-A, base layer, LoRA-B and scaling, if nothing but their product is to be computed."""
+        active = self.active_adapters
+        if len(active) != 1 or self.merged or self.disable_adapters or torch.compiler.is_compiling():
+            return None
+        key, modules = active[0], self._modules  # module and parameter attributes are slow to look up
+        factor, expand, base = modules["lora_A"]._modules[key], modules["lora_B"]._modules[key], modules["base_layer"]
+        if not (isinstance(factor, PerturbedLinear) and type(expand) is nn.Linear and type(base) is nn.Linear):
+            return None
+        weights = (module._parameters["weight"] for module in (base, factor, expand))
+        plain = (
+            not factor.noise_state.exact
+            and (not self.training or type(modules["lora_dropout"]._modules[key]) is nn.Identity)
+            and expand._parameters["bias"] is None
+            and all(weight is not None and _is_of_one_type(weight, x) for weight in weights)
+            and not (_is_hooked(factor) or _is_hooked(expand) or _is_hooked(base))
+        )
+        return (factor, base, expand, self.scaling[key]) if plain else None
+
+
+def _is_of_one_type(weight: Tensor, x: Tensor) -> bool:
+    """Whether the two can be multiplied; autocast rounds to its type what is of single precision."""
+    if torch.is_autocast_enabled(x.device.type):
+        castable = (torch.float32, torch.get_autocast_dtype(x.device.type))
+        return weight.dtype in castable and x.dtype in castable
+    return weight.dtype == x.dtype
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def fuse(layer: LoraLinear) -> None:
+    """Let a plain PEFT layer take the fused path under noise; another kind of layer is left alone."""
+    if type(layer) is LoraLinear:
+        layer.__class__ = FusedLoraLinear
+
+
+def unfuse(layer: nn.Module) -> None:
+    """Undo `fuse`."""
+    if type(layer) is FusedLoraLinear:
+        layer.__class__ = LoraLinear
+
+
+def lora_product(x: Tensor, a: Tensor, expand: Tensor, base: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
+    """``x W' + b + scaling (x A') B'``, with the second product accumulated onto the first in place.
+
+    PEFT scales the adapter's output and adds it to the base layer's in two more passes over the activations, and one
+    more backward.
+
+    Args:
+        x: (..., in_features).
+        a: LoRA-A, (rank, in_features).
+        expand: LoRA-B, (out_features, rank).
+        base: W, (out_features, in_features).
+        bias: b, (out_features,), or None.
+        scaling: lora_alpha / rank, as a rule.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ base.mT if bias is None else torch.addmm(bias, rows, base.mT)
+    wide = expand.mT.contiguous() if len(rows) >= _MANY_ROWS else expand.mT
+    return y.addmm_(rows @ a.mT, wide, alpha=scaling).view(*x.shape[:-1], y.shape[-1])

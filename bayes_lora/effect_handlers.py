@@ -1,0 +1,47 @@
+"""Effect handlers: plates and weight of one sample site, and what the handlers around a model ask for."""
+
+from typing import Any
+
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
+
+
+class SiteHandler(Messenger):  # type: ignore[misc]
+    """What a stack of `pyro.plate` and `poutine.scale` says of the sites inside, said at once.
+
+    The plates are from left to right and fill the last batch dimensions. A site inside brings its full batch shape,
+    which nobody broadcasts here; with `pyro.plate` each plate would do so, and each handler costs more than a small
+    distribution takes to sample.
+
+    Args:
+        plates: sizes by name, from left to right.
+        weight: of the sites' log densities and KLs; at 0 they are masked out, since Pyro scales by positive numbers.
+    """
+
+    def __init__(self, plates: dict[str, int], weight: float) -> None:
+        super().__init__()
+        dims = range(-len(plates), 0)
+        frames = [
+            CondIndepStackFrame(name=name, dim=dim, size=size, counter=0, full_size=size)
+            for dim, (name, size) in zip(dims, plates.items(), strict=True)
+        ]
+        self._frames = tuple(frames)
+        self.weight = weight
+
+    def _process_message(self, msg: Any) -> None:
+        msg["cond_indep_stack"] = self._frames + msg["cond_indep_stack"]
+        if self.weight > 0:
+            msg["scale"] *= self.weight
+        else:
+            msg["mask"] = False
+
+
+def densities_only() -> bool:
+    """Whether the handlers want nothing but latent and observed sites: replay, and those that say `densities_only`.
+
+    Then neither param messages nor deterministic sites need to be sent; each costs a part of a small step.
+    """
+    handlers = poutine.runtime._PYRO_STACK
+    return all(isinstance(h, ReplayMessenger) or getattr(h, "densities_only", False) for h in handlers)

@@ -1,0 +1,214 @@
+"""`bayes-lora compare`: many methods on one task."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.experiments.command_line.console import say
+from bayes_lora.experiments.command_line.options import rows_source, typed
+from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods
+from bayes_lora.experiments.compare.report import (
+    LATEX_FILE,
+    MARKDOWN_FILE,
+    MINUS_FILES,
+    RELIABILITY_FILE,
+    RESULTS_FILE,
+    RISK_FILE,
+    SIGNIFICANCE_FILE,
+    Scores,
+    present,
+    table_cells,
+    write_report,
+)
+from bayes_lora.experiments.compare.running import Results, run_study
+from bayes_lora.experiments.compare.study import EvalSplit, Study
+from bayes_lora.experiments.runs.device import DeviceOption, resolve_device
+from bayes_lora.inference import FitOptions
+from bayes_lora.inference.finetuning.lora import LoRAOptions
+from bayes_lora.precision import Precision
+
+# The last two are what docs/comparison.md recommends, and to try.
+_DEFAULT = (
+    "base_rate,map,temperature,early_stopping,lora[weight_decay=10],mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,"
+    "swag,blob,monteclora,monteclora[objective=elbo,temperature=0.01,sample_scale=0.05],"
+    "monteclora[objective=elbo,temperature=0.01,sample_scale=0.05,weight_decay=10]"
+)
+# What --quick says of each option that was not typed.
+_QUICK: dict[str, Any] = {"seeds": "0", "epochs": 1, "train_rows": 200, "eval_rows": 100, "num_samples": 4}
+
+
+def compare_command(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Folder of the study; where it holds this study, it is gone on with.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help=f"Some of {', '.join(METHODS)}, separated by commas; options in brackets, as in "
+            "laplace\\[link=probit]; after it +calibrated or +temperature, chosen on held-out rows, or +mean, for "
+            "no draws."
+        ),
+    ] = _DEFAULT,
+    reference: Annotated[
+        str, typer.Option(help="The methods that each of the others is tested against.")
+    ] = "map,temperature",
+    task: Annotated[str | None, typer.Option(help="mrpc, rte, cola, wic or boolq.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Reads <data-dir>/<task>/{train,validation}.jsonl.gz instead of the hub.")
+    ] = None,
+    train_file: Annotated[Path | None, typer.Option(help="Your own rows: .jsonl, .jsonl.gz or .csv.")] = None,
+    eval_file: Annotated[
+        Path | None, typer.Option(help="Rows to evaluate on; by default a tenth of --train-file.")
+    ] = None,
+    text_columns: Annotated[str | None, typer.Option(help="One column, or two separated by a comma.")] = None,
+    label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
+    outside: Annotated[
+        str | None, typer.Option(help="Another task, whose validation rows are out of distribution here.")
+    ] = None,
+    base_model: Annotated[str, typer.Option(help="Hub name, local folder, or minilm.")] = "minilm",
+    seeds: Annotated[str, typer.Option(help="Numbers separated by commas; more can be added later.")] = "0,1,2",
+    epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the network's passes: bfloat16, by autocast, is faster where it is built in.")
+    ] = "float32",
+    group_by_length: Annotated[
+        bool, typer.Option("--group-by-length", help="Train on batches of rows of similar length: less padding.")
+    ] = False,
+    train_rows: Annotated[int | None, typer.Option(help="Use the first N training rows only.")] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Part of these that nothing is trained on: temperatures and scales are chosen there.")
+    ] = 0.1,
+    eval_split: Annotated[
+        EvalSplit, typer.Option(help="validation, or held_out to choose settings without looking at it.")
+    ] = "validation",
+    eval_rows: Annotated[int | None, typer.Option(help="Evaluate on the first N rows only.")] = None,
+    num_samples: Annotated[int, typer.Option(help="Draws of a prediction.")] = 16,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a row is cut to; by default the task's.")] = None,
+    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
+    lora_alpha: Annotated[int, typer.Option(help="LoRA alpha.")] = 16,
+    lora_dropout: Annotated[float, typer.Option(help="LoRA dropout, of all training and of MC dropout.")] = 0.1,
+    targets: Annotated[str, typer.Option(help="attention, all-linear, or module names and commas.")] = "attention",
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the work; where there are several, each has one core.")
+    ] = 1,
+    device: DeviceOption = "auto",
+    max_hours: Annotated[
+        float | None, typer.Option(help="Start nothing more after so long; the same command goes on later.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A look: 200 training rows, 100 evaluated, 1 epoch, 1 seed, 4 draws.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
+    ] = False,
+) -> None:
+    """Train and predict with many methods on the same rows and seeds, and write tables, figures and tests.
+
+    What one method has trained, those that start from it share. It can be stopped at any time: the same command goes
+    on with it.
+    """
+    given = dict(context.params)
+    if quick:
+        given |= {name: value for name, value in _QUICK.items() if name not in typed(context)}
+    wanted = parse_methods(methods)
+    against = _references(reference, wanted, typed(context))
+    # Beside rows of one's own it is the folder of the task outside.
+    of_task = None if train_file and outside else data_dir
+    study = Study(
+        source=rows_source({**given, "data_dir": of_task, "limit": None, "seed": 0}),
+        outside=outside,
+        outside_dir=data_dir,
+        base_model=base_model,
+        lora=LoRAOptions(rank, lora_alpha, lora_dropout, targets),
+        training=FitOptions(
+            epochs=given["epochs"],
+            batch_size=batch_size,
+            learning_rate=lr,
+            precision=precision,
+            group_by_length=group_by_length,
+        ),
+        seeds=_seeds(given["seeds"]),
+        num_samples=given["num_samples"],
+        train_rows=given["train_rows"],
+        held_out=held_out,
+        eval_split=eval_split,
+        eval_rows=given["eval_rows"],
+        max_length=max_length,
+    )
+    console = Console(stderr=True)
+    place = resolve_device(device)
+    results = run_study(study, wanted, out, console=console, workers=workers, max_hours=max_hours, device=place)
+    with console.status("Tables, tests and figures"):
+        found = write_report(results, against)
+    if as_json:
+        print(json.dumps(_as_json(results, found), allow_nan=False))
+        raise typer.Exit(1 if results.failed else 0)
+    if found:
+        _print(found)
+        files = (RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SIGNIFICANCE_FILE, RELIABILITY_FILE, RISK_FILE, MINUS_FILES)
+        say(f"In {out}: {', '.join(path.name for name in files for path in sorted(out.glob(name)))}.")
+    if results.missing:
+        say(f"{len(results.missing)} of {len(wanted) * len(study.seeds)} jobs are left: the same command goes on.")
+    for (method, seed), why in results.failed.items():
+        say(f"failed: {method.label}, seed {seed}: {why}")
+    if results.failed:
+        raise typer.Exit(1)
+
+
+def _references(text: str, methods: Sequence[Method], typed_options: Mapping[str, str]) -> list[Method]:
+    """The methods to test against; where nobody said, the usual ones, or the first one where none of them is there."""
+    named = parse_methods(text)
+    known = [method for method in named if method in methods]
+    if "reference" not in typed_options:
+        return known or [methods[0]]
+    if len(known) < len(named):
+        raise ConfigurationError(
+            f"--reference {text!r} must be some of the --methods that are compared. Name one of them, or more."
+        )
+    return known
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ConfigurationError(f"--seeds {text!r} must be whole numbers and commas, such as 0,1,2.") from error
+
+
+def _print(found: Scores) -> None:
+    columns = present(found)
+    title = "mean ± standard error over seeds; * best of its column; NLL in nats; AUROC by entropy"
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    table.add_column("seeds", justify="right")
+    for column in columns:
+        table.add_column(Text(column.title), justify="right")
+    for method, cells in table_cells(found, columns, "{}*", " ± ").items():
+        table.add_row(Text(method.label), str(len(found[method])), *map(Text, cells))
+    # At its own width where the terminal has less: squeezed, the names would go first.
+    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
+
+
+def _as_json(results: Results, found: Scores) -> dict[str, Any]:
+    return {
+        "study": str(results.folder),
+        "methods": {
+            # Where a metric has no value, null: JSON has no NaN.
+            method.label: {
+                str(seed): {name: None if math.isnan(number) else number for name, number in numbers.items()}
+                for seed, numbers in of.items()
+            }
+            for method, of in found.items()
+        },
+        "failed": [[method.label, seed, why] for (method, seed), why in results.failed.items()],
+        "missing": [[method.label, seed] for method, seed in results.missing],
+    }

@@ -1,0 +1,1 @@
+"""Base models by name, and adapters that were trained elsewhere."""

@@ -1,0 +1,203 @@
+"""Runs: one fit with all that is needed to repeat it, in one folder."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from bayes_lora.errors import DataError, RunExistsError
+from bayes_lora.experiments.networks.base_models import load_base_model
+from bayes_lora.experiments.runs.run_card import write_run_card
+from bayes_lora.experiments.runs.device import CPU
+from bayes_lora.experiments.tasks.encoding import encode
+from bayes_lora.inference.finetuning.lora import add_lora
+from bayes_lora.experiments.runs.outputs import CHECKPOINTS_FOLDER, CONFIG_FILE, ENVIRONMENT_FILE, HISTORY_FILE, METRICS_FILE, POSTERIOR_FOLDER, PREDICTIONS_FILE, check_folder, claim_folder
+from bayes_lora.files import write_json
+from bayes_lora.experiments.runs.machine import environment
+from bayes_lora.experiments.runs.predictions import described_rows
+from bayes_lora.experiments.tasks.rows import Row, write_jsonl
+from bayes_lora.experiments.runs.run_config import RunConfig, read_config
+from bayes_lora.experiments.tasks.sources import digest
+from bayes_lora.experiments.tasks.tasks import TaskRows
+from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter, load_adapter
+from bayes_lora.inference import (
+    FitResult,
+    MonteCLoRAGuide,
+    Prediction,
+    evaluate,
+    fit,
+    load_posterior,
+    predict,
+    save_posterior,
+)
+from bayes_lora.randomness import seeded
+from bayes_lora.models import BayesianLoRA
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Run:
+    """A fitted model with what is needed to use it."""
+
+    config: RunConfig
+    model: BayesianLoRA
+    guide: MonteCLoRAGuide
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.model.sites.example.device
+
+    def encode(self, rows: Sequence[Row], *, with_labels: bool = True) -> "Dataset":
+        """The rows as this run's network reads them."""
+        config = self.config
+        return encode(config.task, list(rows), self.tokenizer, max_length=config.max_length, with_labels=with_labels)
+
+    def predict(
+        self, data: "Dataset", *, num_samples: int | None = None, at_mean: bool = False, console: Console | None = None
+    ) -> Prediction:
+        """Predict encoded rows under the run's seed and number of draws, unless another number is given."""
+        if num_samples is None:
+            num_samples = self.config.num_samples
+        training = self.config.training
+        collate = DataCollatorWithPadding(self.tokenizer)
+        loader: DataLoader[Any] = DataLoader(data, batch_size=training.batch_size, collate_fn=collate)
+        what = "predict at the mean" if at_mean else f"predict with {num_samples} draws"
+        shown = console is not None and console.is_terminal
+        batches = track(loader, what, console=console, transient=True) if shown else loader
+        return predict(self.model, self.guide, batches, num_samples=num_samples, seed=training.seed, at_mean=at_mean)
+
+
+def new_run(config: RunConfig, device: torch.device = CPU) -> Run:
+    """A base model with its posterior at the start, on a device; the same for the same seed, whatever the device.
+
+    Head and adapters are new, or those of a trained adapter.
+    """
+    with seeded(config.training.seed, CPU):
+        base = load_base_model(config.base_model, config.task.label_names)
+        if isinstance(config.lora, TrainedAdapter):
+            network = load_adapter(base, config.lora)
+        else:
+            network = add_lora(base.network, base.new_modules, config.lora)
+        model = BayesianLoRA(network, config.posterior)
+        guide = MonteCLoRAGuide(model)
+    return Run(config, model.to(device), guide.to(device), base.tokenizer)
+
+
+def train(run: Run, data: "Dataset", console: Console | None = None, checkpoints: Path | None = None) -> FitResult:
+    """Fit the run on encoded, labelled rows, from the newest whole checkpoint where there is one."""
+    collate = DataCollatorWithPadding(run.tokenizer)
+    return fit(
+        run.model, run.guide, data, run.config.training, collate=collate, console=console, checkpoints=checkpoints
+    )
+
+
+def fit_run(
+    config: RunConfig, rows: TaskRows, out: Path, *, overwrite: bool, console: Console, device: torch.device = CPU
+) -> dict[str, Any]:
+    """Fit, evaluate and save a run into `out`; returns its metrics.
+
+    Everything that can be wrong with model, adapters and rows is found before `out` is touched.
+
+    Raises:
+        RunExistsError: `out` exists and `overwrite` was not said.
+    """
+    check_folder(out, overwrite=overwrite)
+    prepared = _Prepared.of(replace(config, rows_digest=digest(rows)), rows, device)
+    claim_folder(out, overwrite=overwrite)
+    write_json(out / CONFIG_FILE, prepared.run.config.to_json())
+    return _complete(prepared, out, console)
+
+
+def resume_run(out: Path, *, console: Console, device: torch.device = CPU) -> dict[str, Any]:
+    """Take up a run that was interrupted, from its newest whole checkpoint, to the end it would have had.
+
+    Raises:
+        DataError: no run there, or its rows are no longer the same.
+        RunExistsError: it is finished.
+    """
+    config = read_config(out)
+    if (out / METRICS_FILE).is_file():
+        raise RunExistsError(f"{out} is finished: there is nothing to resume. See {out / METRICS_FILE}.")
+    if config.source is None:
+        raise DataError(f"{out} does not say where its rows came from. Start it anew with --overwrite.")
+    rows = config.source.load()
+    if digest(rows) != config.rows_digest:
+        raise DataError(
+            f"the rows of {out} have changed since it was started, so it cannot be resumed. Start a new run."
+        )
+    return _complete(_Prepared.of(config, rows, device), out, console)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A run that could be built, with rows that could be encoded."""
+
+    run: Run
+    rows: TaskRows
+    train: "Dataset"
+    validation: "Dataset"
+
+    @classmethod
+    def of(cls, config: RunConfig, rows: TaskRows, device: torch.device) -> "_Prepared":
+        run = new_run(config, device)
+        return cls(run, rows, run.encode(rows.train), run.encode(rows.validation))
+
+
+def _complete(prepared: _Prepared, out: Path, console: Console) -> dict[str, Any]:
+    """Train from wherever the run is, evaluate, save; the metrics are written last."""
+    run, rows = prepared.run, prepared.rows
+    write_json(out / ENVIRONMENT_FILE, {**environment(), "device": str(run.device)})
+    result = train(run, prepared.train, console, out / CHECKPOINTS_FOLDER)
+    write_jsonl(out / HISTORY_FILE, result.history)
+    save_posterior(run.model, run.guide, out / POSTERIOR_FOLDER, overwrite=True)
+    point = run.predict(prepared.validation, at_mean=True, console=console)
+    predictive = run.predict(prepared.validation, console=console)
+    write_jsonl(out / PREDICTIONS_FILE, described_rows(run.config.task, rows.validation, predictive, point))
+    assert predictive.labels is not None
+    metrics = {
+        "method": run.config.method,
+        "point": evaluate(point.mean_probs, predictive.labels),
+        "posterior_predictive": evaluate(predictive.mean_probs, predictive.labels),
+        "num_train": len(rows.train),
+        "num_validation": len(rows.validation),
+        "num_samples": run.config.num_samples,
+        "train_seconds": round(result.seconds, 3),
+    }
+    write_run_card(out, run.config, metrics)
+    write_json(out / METRICS_FILE, metrics)
+    shutil.rmtree(out / CHECKPOINTS_FOLDER, ignore_errors=True)
+    return metrics
+
+
+def load_run(folder: Path, device: torch.device = CPU) -> Run:
+    """Open a run folder that `fit_run` finished, on a device.
+
+    Raises:
+        DataError: no run there, or an interrupted one.
+        PosteriorFileError: its posterior is missing or damaged.
+    """
+    config = read_config(folder)
+    if not (folder / METRICS_FILE).is_file():  # written last
+        remedy = (
+            "Start it anew with --overwrite."
+            if config.source is None
+            else f"'bayes-lora fit --resume {folder}' goes on with it."
+        )
+        raise DataError(f"{folder} is unfinished: its fit was interrupted. {remedy}")
+    # What the base's checkpoint lacks is new here too, until the posterior replaces it: so the caller's generators
+    # must be left as they were.
+    with seeded(config.training.seed, CPU):
+        base = load_base_model(config.base_model, config.task.label_names)
+    model, guide = load_posterior(base.network, folder / POSTERIOR_FOLDER)
+    return Run(config, model.to(device), guide.to(device), base.tokenizer)

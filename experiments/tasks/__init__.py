@@ -1,0 +1,1 @@
+"""Tasks: rows, classes, and how they become tokens."""

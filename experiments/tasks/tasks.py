@@ -1,0 +1,267 @@
+"""Tasks: which columns hold the text, what the labels mean, and where the rows come from."""
+
+import difflib
+import string
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bayes_lora.errors import DataError, TaskError
+from bayes_lora.experiments.tasks.rows import Row, class_names, hold_out, read_rows, with_class_ids
+
+# What `described_rows` adds to a row.
+OUTPUT_COLUMNS = (
+    "label_name",
+    "prediction",
+    "probs",
+    "point_probs",
+    "total_entropy",
+    "aleatoric_entropy",
+    "mutual_information",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification task over one text or a pair of texts.
+
+    Attributes:
+        name: as typed after ``--task``.
+        text_columns: the one or two columns with the text.
+        label_column: the column with the class id, 0 to ``len(label_names) - 1``.
+        label_names: what the class ids mean; at least two.
+        hub: dataset and configuration on the Hugging Face hub, or None for rows from elsewhere.
+        max_length: tokens after which a row is cut.
+        templates: what the model reads, where that is more than the text columns: one or two format strings over
+            column names, such as "{word}: {sentence1}". Empty: the text columns as they are. Being plain text, they
+            are saved with a run, where a function could not be.
+
+    Raises:
+        TaskError: not one or two different texts, a column that predictions have too, fewer than two classes, or a
+            template that is no plain "{column}" format.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    label_column: str
+    label_names: tuple[str, ...]
+    hub: tuple[str, str | None] | None = None
+    max_length: int = 128
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, values in (("text columns", self.text_columns), ("templates", self.templates or self.text_columns)):
+            if len(values) not in (1, 2):
+                raise TaskError(f"Task {self.name!r} has {len(values)} {what}, {values}: give one or two.")
+        if len(set(self.text_columns)) < len(self.text_columns):
+            raise TaskError(f"Task {self.name!r} names a text column twice, {self.text_columns}: name it once.")
+        taken = [column for column in (*self.columns, self.label_column) if column in OUTPUT_COLUMNS]
+        if taken:
+            raise TaskError(
+                f"Task {self.name!r}: {', '.join(map(repr, taken))} cannot be a text or label column, since "
+                "predictions have a column of that name. Rename it in the file."
+            )
+        if self.label_column in self.columns:
+            raise TaskError(
+                f"Task {self.name!r}: column {self.label_column!r} is both text and label. Name two different columns."
+            )
+        if len(self.label_names) < 2:
+            raise TaskError(
+                f"Task {self.name!r} has the classes {self.label_names}: classification needs at least two."
+            )
+        if self.max_length < 8:
+            raise TaskError(
+                f"Task {self.name!r}: max_length={self.max_length} leaves no room for text. Give 8 or more."
+            )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column with text that a row must have: the text columns, then what only the templates name."""
+        found = dict.fromkeys(self.text_columns)
+        for template in self.templates:
+            try:
+                fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
+            except ValueError as error:
+                raise TaskError(f"Task {self.name!r}: template {template!r} is malformed ({error}).") from error
+            for column, spec, conversion in fields:
+                # "{a.b}" and "{a[0]}" reach inside a value, which no column of text needs.
+                if not column or not column.isidentifier() or spec or conversion:
+                    raise TaskError(f"Task {self.name!r}: template {template!r} may hold plain {{column}} fields only.")
+                found[column] = None
+        return tuple(found)
+
+    def texts(self, row: Row) -> tuple[str, ...]:
+        """The one or two texts of a checked row, as the model reads them."""
+        if self.templates:
+            return tuple(template.format_map(row) for template in self.templates)
+        return tuple(row[column] for column in self.text_columns)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, from which `from_json` makes the same task."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Task":
+        """The task that `to_json` described.
+
+        Raises:
+            TaskError: an unknown or missing field.
+        """
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise TaskError(
+                f"This is no saved task: {error}. It has the fields {', '.join(data) or 'none'}."
+            ) from error
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """A task with its rows; every label is a class id."""
+
+    task: Task
+    train: list[Row]
+    validation: list[Row]
+
+
+_SENTENCES = ("sentence1", "sentence2")
+_GLUE, _SUPER_GLUE = "nyu-mll/glue", "aps/super_glue"
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("mrpc", _SENTENCES, "label", ("not_equivalent", "equivalent"), (_GLUE, "mrpc")),
+        Task("rte", _SENTENCES, "label", ("entailment", "not_entailment"), (_GLUE, "rte")),
+        Task("cola", ("sentence",), "label", ("unacceptable", "acceptable"), (_GLUE, "cola")),
+        Task(
+            "wic",
+            _SENTENCES,
+            "label",
+            ("different_sense", "same_sense"),
+            (_SUPER_GLUE, "wic"),
+            templates=("{word}: {sentence1}", "{sentence2}"),
+        ),
+        Task("boolq", ("question", "passage"), "label", ("no", "yes"), (_SUPER_GLUE, "boolq"), max_length=256),
+    )
+}
+
+
+def load_task(name: str, data_dir: Path | None = None) -> TaskRows:
+    """A built-in task with its rows, from ``data_dir/<name>/{train,validation}.jsonl.gz`` or else from the hub.
+
+    Raises:
+        TaskError: no built-in task has that name.
+        DataError: a file, column or label is missing or malformed, or the hub cannot be reached.
+    """
+    if name not in TASKS:
+        near = difflib.get_close_matches(name.lower(), TASKS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise TaskError(
+            f"There is no task {name!r}.{hint} The tasks are {', '.join(TASKS)}; "
+            "for rows of your own give --train-file."
+        )
+    task = TASKS[name]
+    if data_dir is None:
+        train, validation = (_hub_rows(task, split) for split in ("train", "validation"))
+    else:
+        folder = Path(data_dir) / name
+        if not folder.is_dir():
+            raise DataError(
+                f"There is no folder {folder}. --data-dir takes the folder that holds {name}/train.jsonl.gz and "
+                f"{name}/validation.jsonl.gz."
+            )
+        train, validation = (
+            checked_rows(task, path) for path in (folder / "train.jsonl.gz", folder / "validation.jsonl.gz")
+        )
+    return TaskRows(task, train, validation)
+
+
+def _hub_rows(task: Task, split: str) -> list[Row]:
+    # Imported where it is needed: with pandas and pyarrow behind it, it would slow every start of the command line.
+    from datasets import load_dataset
+
+    if task.hub is None:
+        raise DataError(f"Task {task.name!r} is not on the hub. Give --data-dir, the folder with its rows.")
+    try:
+        rows: list[Row] = load_dataset(*task.hub, split=split).to_list()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"Task {task.name!r} could not be loaded from the hub as {task.hub[0]}, {task.hub[1]} "
+            f"({type(error).__name__}: {error}). Without a network give --data-dir, the folder that holds "
+            f"{task.name}/train.jsonl.gz and {task.name}/validation.jsonl.gz."
+        ) from error
+    return _checked(task, rows, f"{task.hub[0]}, {task.hub[1]}, {split}")
+
+
+def checked_rows(task: Task, path: Path, *, labelled: bool = True) -> list[Row]:
+    """The rows of a file, with every text column and, where `labelled`, a class id; other columns are kept.
+
+    Raises:
+        DataError: the file cannot be read, or a row lacks a text or a class id.
+    """
+    return _checked(task, read_rows(path), str(path), labelled=labelled)
+
+
+def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) -> list[Row]:
+    """The rows themselves, once each has its texts and, where `labelled`, a class id."""
+    for number, row in enumerate(rows, start=1):
+        for column in task.columns + ((task.label_column,) if labelled else ()):
+            if column not in row:
+                raise DataError(
+                    f"{where}, row {number} has no column {column!r}; it has {', '.join(map(str, row)) or 'none'}."
+                    " Name the columns with --text-columns and --label-column, or add it."
+                )
+        for column in task.columns:
+            if not isinstance(row[column], str):
+                raise DataError(f"{where}, row {number}, column {column!r} holds {row[column]!r}: it must be text.")
+        label = row[task.label_column] if labelled else 0
+        if not isinstance(label, int) or isinstance(label, bool) or label not in range(len(task.label_names)):
+            raise DataError(
+                f"{where}, row {number}, column {task.label_column!r} holds {label!r}: it must be an integer from 0 to "
+                f"{len(task.label_names) - 1} ({', '.join(task.label_names)})."
+            )
+    return rows
+
+
+def file_task(
+    train_file: Path,
+    eval_file: Path | None,
+    text_columns: tuple[str, ...],
+    label_column: str,
+    *,
+    holdout: float = 0.1,
+    seed: int = 0,
+) -> TaskRows:
+    """A task made of the user's own JSON lines or CSV files.
+
+    Labels are integers or text (in CSV always text, so 1 and "1" are one class). The classes are those of the train
+    file, integers in numerical order and text in alphabetical order; rows come back with the class id as label.
+
+    Args:
+        train_file: rows to train on.
+        eval_file: rows to evaluate on; None holds out a part of the train file, with the same share of every class.
+        text_columns: one column, or two for a pair of texts.
+        label_column: the column with the class.
+        holdout: the fraction held out, between 0 and 1, rounded up to whole rows.
+        seed: of the hold-out.
+
+    Raises:
+        TaskError: not one or two text columns, or one of them is the label.
+        ConfigurationError: `holdout` outside (0, 1).
+        DataError: a file, column or label is missing or malformed; fewer than two classes; an evaluation label that
+            no training row has; too few rows to hold any out.
+    """
+    # The classes are not known yet: two stand-ins let the same checks of names and texts run first.
+    draft = Task(Path(train_file).name.split(".")[0], text_columns, label_column, ("0", "1"))
+    train = checked_rows(draft, Path(train_file), labelled=False)
+    names = class_names(train, label_column, train_file)
+    train = with_class_ids(train, label_column, names, train_file)
+    if eval_file is None:
+        train, validation = hold_out(train, label_column, train_file, fraction=holdout, seed=seed)
+    else:
+        validation = checked_rows(draft, Path(eval_file), labelled=False)
+        validation = with_class_ids(validation, label_column, names, eval_file)
+    return TaskRows(replace(draft, label_names=names), train, validation)

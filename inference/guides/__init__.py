@@ -1,0 +1,1 @@
+"""Guides: the families of posteriors over LoRA-A, and draws from them."""

@@ -1,0 +1,171 @@
+"""Pyro's autoguides as posteriors over LoRA-A."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation
+from pyro.infer.autoguide.guides import AutoNormalizingFlow
+from pyro.infer.autoguide.initialization import init_to_value
+from pyro.nn import PyroParam
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import register_kl
+
+from bayes_lora.checks import require_positive
+from bayes_lora.distributions.column_normal import ColumnNormal
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.inference.guides.adapter_guide import AdapterGuide
+from bayes_lora.models import BayesianLoRA
+from bayes_lora.models.latent_sites import Latents
+
+
+def autoguide(
+    model: BayesianLoRA, factory: Callable[..., AutoGuide], *, init_scale: float | None = None, **options: Any
+) -> "AutoAdapterGuide":
+    """A Pyro autoguide over LoRA-A, centred at the network's LoRA-A, ready for `fit`, `predict` and `SVI`.
+
+    The guide has a location of its own from here on, and LoRA-A no longer is what is learned: its weights are frozen
+    (``requires_grad`` off), and stay where the guide started until `AutoAdapterGuide.copy_median_to_adapters` puts the
+    guide's centre there. Train LoRA first, then come here. LoRA-B and the head go on learning with the guide.
+
+    Autoguides know nothing of a temperature or a number of examples: used bare, their part of the ELBO would weigh
+    n_train / temperature times too much, silently. This one has the weight of the model's own sites.
+
+    A joint autoguide is over all adapters together: `AutoLowRankMultivariateNormal` keeps rank + 2 numbers for each
+    entry of LoRA-A, `AutoMultivariateNormal` as many as LoRA-A has entries. Random starting values are drawn from
+    torch's global generator.
+
+    Args:
+        model: a model of objective "elbo".
+        factory: `AutoNormal`, `AutoDiagonalNormal`, `AutoLowRankMultivariateNormal`, `AutoMultivariateNormal`,
+            `AutoDelta`, or whatever makes an autoguide from a model and an `init_loc_fn`.
+        init_scale: standard deviation at the start, where the autoguide has one; None is `config.sample_scale`.
+        options: the factory's own, such as `rank`.
+
+    Raises:
+        ConfigurationError: objective "paper", an init_scale out of range or for an autoguide that has none, or an
+            autoguide that cannot start at given values.
+
+    Example:
+        >>> guide = autoguide(model, AutoLowRankMultivariateNormal, init_scale=1e-3, rank=8)  # doctest: +SKIP
+        >>> fit(model, guide, dataset)  # doctest: +SKIP
+    """
+    centre = {model.sites.column_site(group): model.sites.means(group).detach() for group in model.sites.groups}
+    starts = {"init_loc_fn": init_to_value(values=centre), **_init_scale(model, factory, init_scale)}
+    guide = AutoAdapterGuide(model, lambda prior: factory(prior, **starts, **options))
+    for adapter in model.sites.adapters:
+        adapter.linear.weight.requires_grad_(False)
+    return guide
+
+
+def adapters_only(model: BayesianLoRA) -> Callable[[], Latents]:
+    """The prior over LoRA-A alone, as a Pyro model without arguments: its sites are those of A, and no others.
+
+    pi and Sigma are drawn and hidden; the prior of A does not depend on them. It is what an autoguide looks at to
+    learn names and shapes, and takes no pass of the network. It has no likelihood: the model for an ELBO is `model`.
+    """
+    hidden = ["pi", *(f"Sigma_r{rank}" for rank in model.sites.ranks)]
+    return poutine.block(model.sample_latents, hide=hidden)  # type: ignore[no-any-return]
+
+
+class AutoAdapterGuide(AdapterGuide):
+    """An autoguide over LoRA-A, in the sites, plates and weights of the model; see `autoguide`, which makes it.
+
+    Each step it lets the autoguide draw A and compute ``ln q(A)``, both unseen from outside, and opens the model's
+    sites with that draw. So no auxiliary sites are left for an ELBO to forget, and the KL is the one-draw estimate
+    ``ln q(A) - ln p(A)``, which is what Pyro itself makes of any autoguide.
+
+    Args:
+        model: a model of objective "elbo".
+        build: makes the autoguide, given `adapters_only(model)`.
+
+    Attributes:
+        auto: the autoguide. Call this guide rather than it: alone, its parameters would go to Pyro's global store.
+    """
+
+    def __init__(self, model: BayesianLoRA, build: Callable[[Callable[[], Latents]], AutoGuide]) -> None:
+        super().__init__(model)
+        with pyro.settings.context(module_local_params=True), poutine.block():
+            self.auto = build(adapters_only(model))
+            self.auto()  # an autoguide makes its parameters when it is first called
+            _announce_parameters(self.auto)
+
+    def columns(self) -> dict[str, "JointDraw"]:
+        """The autoguide's draw of each group's columns, with its log density."""
+        with poutine.block(hide_fn=_is_sample), poutine.trace() as recorder:
+            self.auto()
+        trace = prune_subsample_sites(recorder.trace)
+        sites = self.model.sites
+        draws = {name: trace.nodes[name]["value"] for name in map(sites.column_site, sites.groups)}
+        # A joint density belongs to no column: every column carries the same share, and the shares sum to it.
+        share = trace.log_prob_sum() / sum(draw[..., 0].numel() for draw in draws.values())
+        return {name: JointDraw(draw, share.expand(draw.shape[:-1]), event_dim=1) for name, draw in draws.items()}
+
+    def median(self) -> dict[str, Tensor]:
+        """The autoguide's centre by site, (adapter, column, rank)."""
+        with pyro.settings.context(module_local_params=True), poutine.block():
+            return self.auto.median()  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def copy_median_to_adapters(self) -> None:
+        """Put the autoguide's centre into LoRA-A, so that the PEFT model and predictions `at_mean` are there."""
+        sites, median = self.model.sites, self.median()
+        for group in sites.groups:
+            adapters = sites.adapters[group.start : group.stop]
+            for adapter, value in zip(adapters, median[sites.column_site(group)], strict=True):
+                adapter.linear.weight.copy_(value.mT)
+
+
+class JointDraw(Delta):  # type: ignore[misc]
+    """A draw together with its share of the log density of the joint distribution that it came from."""
+
+
+@register_kl(JointDraw, ColumnNormal)  # type: ignore[untyped-decorator]
+def _kl_joint_draw_column_normal(q: JointDraw, p: ColumnNormal) -> Tensor:
+    """ln q - ln p at the draw, (adapter, column); Pyro's KL of a Delta leaves the density out."""
+    return q.log_density - p.log_prob(q.v)  # type: ignore[no-any-return]
+
+
+def _announce_parameters(auto: AutoGuide) -> None:
+    """Make plain Parameters PyroParams: kept in a module, only those say to `SVI.step` what to optimize."""
+    for module in auto.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not name.endswith("_unconstrained"):
+                setattr(module, name, PyroParam(parameter.detach()))
+
+
+def _is_sample(message: Any) -> bool:
+    return bool(message["type"] == "sample")
+
+
+def _init_scale(model: BayesianLoRA, factory: Callable[..., AutoGuide], init_scale: float | None) -> dict[str, float]:
+    """The argument `init_scale` for the factory, where it takes one.
+
+    Raises:
+        ConfigurationError: it takes none and one was given, or its autoguides cannot be used here at all.
+    """
+    name = getattr(factory, "__name__", repr(factory))
+    accepted = inspect.signature(factory).parameters
+    kind = factory if isinstance(factory, type) else AutoGuide
+    if issubclass(kind, AutoNormalizingFlow) or "init_loc_fn" not in accepted:
+        raise ConfigurationError(
+            f"{name} cannot start at given values, so it would forget the trained LoRA-A. Use AutoNormal, "
+            "AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal or AutoDelta."
+        )
+    if issubclass(kind, AutoLaplaceApproximation):
+        raise ConfigurationError(
+            f"{name} takes the Hessian of the model's log density, which here is one per training example, so its "
+            "covariance would be n_train times too large. Use AutoDelta for the point estimate."
+        )
+    if "init_scale" not in accepted:
+        if init_scale is not None:
+            raise ConfigurationError(f"{name} has no init_scale. Drop init_scale={init_scale!r}.")
+        return {}
+    scale = model.config.sample_scale if init_scale is None else init_scale
+    require_positive("init_scale", scale)
+    return {"init_scale": float(scale)}

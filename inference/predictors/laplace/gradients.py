@@ -1,0 +1,156 @@
+"""Gradients of the logits at the outputs of chosen Linears, for every class and example at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bayes_lora.errors import AdapterError
+from bayes_lora.inference.predictors.laplace.linears import NamedLinear
+from bayes_lora.inference.predictors.predictor import Inputs
+from bayes_lora.models import network_logits
+from bayes_lora.precision import full_precision, posterior_dtype
+
+
+@dataclass(frozen=True)
+class LinearGradients:
+    """What one Linear received and what came back to it: z_t = W a_t at position t, g_t = d(c' f) / dz_t.
+
+    The gradient of ``c' f(x)`` with respect to W is ``sum_t g_t a_t'``. Positions are tokens, and calls where the
+    Linear is called several times; both tensors are float32 or better.
+
+    Attributes:
+        inputs: a, (example, position, in), with a last 1 where the Linear has a bias.
+        outputs: g, (column, example, position, out), for every column c that was propagated back.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+
+    @full_precision
+    def of_weight(self) -> Tensor:
+        """sum_t g_t a_t', (example, column, out, in)."""
+        return torch.einsum("cnto,nti->ncoi", self.outputs, self.inputs)
+
+
+def backpropagate(
+    network: nn.Module,
+    linears: Sequence[NamedLinear],
+    inputs: Inputs,
+    columns: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Iterator[LinearGradients]]:
+    """One forward pass, one backward pass per column, and then one Linear after another.
+
+    No gradient of a parameter is computed, nor stored in it: the backward passes end at the outputs of the Linears, of
+    which the gradients are all that is kept. With them the gradient of one Linear's weight is made when its turn
+    comes, so that the Jacobian of all parameters never exists.
+
+    Args:
+        network: the classifier, in evaluation mode.
+        linears: those wanted.
+        inputs: a batch on the network's device, without labels.
+        columns: of the logits (example, class), the vectors c to propagate back, (column, example, class).
+
+    Returns:
+        The logits (example, class), detached, in float32 or better, and the gradients in the order of `linears`.
+
+    Raises:
+        AdapterError: a Linear was not called, was given rows that are not the batch's, or the logits do not depend on
+            any of them.
+    """
+    with torch.enable_grad(), _frozen(network), _recorded(linears) as calls:
+        logits = network_logits(network, inputs)
+        _check_calls(linears, calls, len(logits))
+        if not logits.requires_grad:
+            raise AdapterError(
+                f"the logits do not depend on any of {', '.join(calls)}: the network detaches them on the way. Run it "
+                "without torch.no_grad or detach inside its forward."
+            )
+        precise = logits.detach().to(posterior_dtype(logits.dtype))
+        targets = [output for calls_of_one in calls.values() for _, output in calls_of_one]
+        cotangents = columns(precise).to(logits.dtype)
+        passes = [
+            # Not every target reaches the logits: padding, or an adapter after the tokens that count.
+            torch.autograd.grad(
+                logits, targets, column, retain_graph=index + 1 < len(cotangents), materialize_grads=True
+            )
+            for index, column in enumerate(cotangents)
+        ]
+    return precise, _one_by_one(linears, calls, passes)
+
+
+def _one_by_one(
+    linears: Sequence[NamedLinear], calls: dict[str, list[tuple[Tensor, Tensor]]], passes: list[tuple[Tensor, ...]]
+) -> Iterator[LinearGradients]:
+    first = 0
+    for linear in linears:
+        received = [given for given, _ in calls.pop(linear.name)]
+        last = first + len(received)
+        # Several calls of one Linear add their gradients, as positions do.
+        inputs = torch.cat([_by_position(given) for given in received], dim=1)
+        outputs = torch.stack([torch.cat([_by_position(g) for g in grads[first:last]], dim=1) for grads in passes])
+        first = last
+        if linear.module.bias is not None:
+            inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=-1)
+        yield LinearGradients(inputs, outputs)
+
+
+def _by_position(values: Tensor) -> Tensor:
+    """(example, ..., feature) -> (example, position, feature) in float32 or better."""
+    return values.detach().to(posterior_dtype(values.dtype)).reshape(len(values), -1, values.shape[-1])
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient inside, so that the graph starts at the first Linear that is wanted."""
+    asking = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _recorded(linears: Sequence[NamedLinear]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+    """Input and output of every call of the Linears inside, by name; the outputs are part of the graph."""
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {linear.name: [] for linear in linears}
+
+    def recorder(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def record(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if not output.requires_grad:
+                output.requires_grad_()
+            calls[name].append((args[0].detach(), output))
+
+        return record
+
+    handles = [linear.module.register_forward_hook(recorder(linear.name)) for linear in linears]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_calls(
+    linears: Sequence[NamedLinear], calls: dict[str, list[tuple[Tensor, Tensor]]], num_examples: int
+) -> None:
+    for linear in linears:
+        if not calls[linear.name]:
+            raise AdapterError(
+                f"{linear.name} was not called in the forward pass, so it has no curvature: the network uses its "
+                "weight in another way, runs compiled, or does not use it. Leave it out of target_modules (or choose "
+                "another head), and do not compile the network."
+            )
+        for given, _ in calls[linear.name]:
+            if given.dim() < 2 or len(given) != num_examples:
+                raise AdapterError(
+                    f"{linear.name}: its input has shape {tuple(given.shape)} where the batch has {num_examples} "
+                    "rows, so examples cannot be told apart (the network reorders or merges rows). Leave the layer "
+                    "out of target_modules."
+                )

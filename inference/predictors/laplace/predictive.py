@@ -1,0 +1,170 @@
+"""The linearized predictive: a Gaussian over the logits of every example."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bayes_lora.checks import require_choice, require_count, require_positive, require_seed
+from bayes_lora.inference.predictors.laplace.gradients import backpropagate
+from bayes_lora.inference.predictors.laplace.laplace import LaplacePosterior
+from bayes_lora.inference.predictors.laplace.linears import NamedLinear
+from bayes_lora.inference.predictors.laplace.matching import match_linears
+from bayes_lora.inference.predictors.predictor import Inputs, collect, evaluation_mode
+from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.precision import full_precision
+from bayes_lora.randomness import stream
+
+
+@dataclass(frozen=True)
+class LaplacePredictor:
+    """Predicts with f(x) ~ N(f(x; theta*), J S J'), S the posterior covariance and J = df(x) / dtheta at theta*.
+
+    This is the predictive of the network linearized in its parameters, for which the GGN is the exact Hessian (Immer
+    et al. 2021, arXiv 2008.08216, section 3). J S J' is summed Linear by Linear; C backward passes per batch.
+
+    Attributes:
+        network: the network that the posterior was fitted on.
+        posterior: its posterior.
+        link: "monte_carlo", logits drawn from that Gaussian, exact as the number of draws grows; or "probit", one
+            sample whose softmax is `probit_logits`' closed form.
+
+    Example:
+        >>> predictor = LaplacePredictor(network, posterior)  # doctest: +SKIP
+        >>> predictor(loader, num_samples=32, seed=0).mean_probs  # doctest: +SKIP
+    """
+
+    network: nn.Module
+    posterior: LaplacePosterior
+    link: str = "monte_carlo"
+
+    def __post_init__(self) -> None:
+        require_choice("link", self.link, ("monte_carlo", "probit"))
+
+    def __call__(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        *,
+        num_samples: int = 32,
+        seed: int = 0,
+        on_batch: Callable[[], None] | None = None,
+    ) -> Prediction:
+        """Logits (sample, example, class) of every row; "probit" gives one sample, whatever `num_samples`.
+
+        Draw s of the i-th row depends on (seed, s, i) only: not on the batches, nor on how many draws there are.
+
+        Raises:
+            PosteriorFileError: the posterior does not fit the network.
+            ConfigurationError: num_samples below 1, or a seed out of range.
+            DataError: an empty loader, or labels in some batches only.
+        """
+        precision = [self.posterior.prior_precision]
+        return self.at_precisions(loader, precision, num_samples=num_samples, seed=seed, on_batch=on_batch)[0]
+
+    @full_precision
+    def at_precisions(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        precisions: Sequence[float],
+        *,
+        num_samples: int = 32,
+        seed: int = 0,
+        on_batch: Callable[[], None] | None = None,
+    ) -> list[Prediction]:
+        """One prediction for each prior precision, from one pass over the rows and the same normal variates.
+
+        Without autocast, whatever is around: Jacobians are what rounding spoils first.
+
+        Arguments and errors are those of a call; precisions must be positive.
+        """
+        require_count("num_samples", num_samples)
+        require_seed("seed", seed)
+        for precision in precisions:
+            require_positive("prior precision", precision)
+        linears = match_linears(self.network, self.posterior)
+        noise = [np.random.default_rng(stream(seed, draw)) for draw in range(num_samples)]
+
+        def samples(inputs: Inputs) -> Tensor:
+            mean, covariances = output_gaussians(self.network, self.posterior, linears, inputs, precisions)
+            if self.link == "probit":
+                return torch.cat([probit_logits(mean, covariance).unsqueeze(0) for covariance in covariances])
+            # One generator per draw, read row by row, so that batches do not matter.
+            variates = torch.from_numpy(np.stack([generator.standard_normal(mean.shape) for generator in noise]))
+            return torch.cat([_draws(mean, covariance, variates.to(mean)) for covariance in covariances])
+
+        with evaluation_mode(self.network):
+            all_samples = collect(samples, loader, linears[0].module.weight.device, on_batch)
+        return [Prediction(logits, all_samples.labels) for logits in all_samples.logits.chunk(len(precisions))]
+
+
+def output_gaussians(
+    network: nn.Module,
+    posterior: LaplacePosterior,
+    linears: Sequence[NamedLinear],
+    inputs: Inputs,
+    precisions: Sequence[float],
+) -> tuple[Tensor, list[Tensor]]:
+    """Mean (example, class) of the logits, and for each prior precision their covariance (example, class, class).
+
+    Args:
+        network: in evaluation mode.
+        posterior: whose blocks belong to `linears`, in order.
+        linears: the Linears.
+        inputs: a batch on the network's device, without labels.
+        precisions: values of lambda.
+
+    Returns:
+        Both in double precision.
+    """
+    logits, gradients = backpropagate(network, linears, inputs, _unit_columns)
+    num_examples, num_classes = logits.shape
+    shape = (len(precisions), num_examples, num_classes, num_classes)
+    total = torch.zeros(shape, dtype=torch.float64, device=logits.device)
+    for block, of_linear in zip(posterior.blocks.values(), gradients, strict=True):
+        jacobian = of_linear.of_weight()
+        on_device = block.to(jacobian.device)
+        total += torch.stack([on_device.output_covariance(jacobian, value) for value in precisions]).to(total.device)
+    return logits.double(), list(total)
+
+
+def probit_logits(mean: Tensor, covariance: Tensor) -> Tensor:
+    """Logarithm of the class probabilities under a Gaussian over logits, in closed form.
+
+        p_k = 1 / sum_j exp(-(m_k - m_j) / sqrt(1 + pi/8 v_kj)),    v_kj = V_kk + V_jj - 2 V_kj,
+
+    normalized: the mean-field approximation of Lu, Ie and Sha 2020 (arXiv 2006.07584, "mf2"). For two classes it is
+    the probit approximation of MacKay 1992, sigmoid(m / sqrt(1 + pi/8 v)), of the difference m of the logits. Like the
+    softmax, it sees differences of logits only: what is common to all classes does not matter.
+
+    Args:
+        mean: m, (example, class).
+        covariance: V, (example, class, class).
+
+    Returns:
+        (example, class).
+    """
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    of_difference = (variance.unsqueeze(-1) + variance.unsqueeze(-2) - 2 * covariance).clamp_min(0)
+    difference = mean.unsqueeze(-1) - mean.unsqueeze(-2)  # [k, j] = m_k - m_j
+    scaled = difference / (1 + math.pi / 8 * of_difference).sqrt()
+    return (-(-scaled).logsumexp(-1)).log_softmax(-1)
+
+
+def _draws(mean: Tensor, covariance: Tensor, variates: Tensor) -> Tensor:
+    """mean + covariance^{1/2} z for variates z (sample, example, class).
+
+    The symmetric root: unlike Cholesky's it exists for singular covariances, and it moves little when rounding does.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    root = (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
+    return mean + torch.einsum("ncd,snd->snc", root, variates)
+
+
+def _unit_columns(logits: Tensor) -> Tensor:
+    """e_c, (class, example, class): propagated back, they give every logit's own gradient."""
+    num_examples, num_classes = logits.shape
+    return torch.eye(num_classes, dtype=logits.dtype, device=logits.device).unsqueeze(1).expand(-1, num_examples, -1)

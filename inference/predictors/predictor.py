@@ -1,0 +1,77 @@
+"""What every method of prediction is, and the loop over batches that they share."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bayes_lora.errors import DataError
+from bayes_lora.metrics.prediction import Prediction
+
+Inputs = dict[str, Any]  # a batch on the network's device, without its labels
+
+
+class Predictor(Protocol):
+    """A method of prediction: seeded logits (sample, example, class) of the rows of a loader.
+
+    Any callable of this form is one; ``functools.partial(predict, model, guide)`` is the posterior predictive. The
+    same seed gives the same draws, whatever the batches; a method without draws returns one sample.
+    """
+
+    def __call__(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        *,
+        num_samples: int = 32,
+        seed: int = 0,
+        on_batch: Callable[[], None] | None = None,
+    ) -> Prediction: ...
+
+
+def collect(
+    logits_of: Callable[[Inputs], Tensor],
+    loader: Iterable[Mapping[str, Any]],
+    device: torch.device,
+    on_batch: Callable[[], None] | None = None,
+) -> Prediction:
+    """One `Prediction` from all batches, computed without gradients.
+
+    Args:
+        logits_of: gives (sample, example, class) for a batch on `device`, of which the labels have been taken.
+        loader: batches as the network takes them; `labels` are kept where present.
+        device: of the network.
+        on_batch: called after each batch, for progress bars.
+
+    Raises:
+        DataError: an empty loader, or labels in some batches only.
+    """
+    logits, labels = [], []
+    with torch.no_grad():
+        for batch in loader:
+            inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+            found = inputs.pop("labels", None)
+            if found is not None:
+                labels.append(found.reshape(-1).cpu())
+            drawn = logits_of(inputs)
+            logits.append(drawn.to(torch.promote_types(drawn.dtype, torch.float32)).cpu())
+            if on_batch is not None:
+                on_batch()
+    if not logits:
+        raise DataError("there is nothing to predict: the loader has no batches. Pass at least one row.")
+    if labels and len(labels) != len(logits):
+        raise DataError("some batches have labels and some do not. Label all rows, or none.")
+    return Prediction(torch.cat(logits, dim=1), torch.cat(labels) if labels else None)
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside; afterwards each has the mode it had."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,1 @@
+"""Posteriors, checkpoints and predictions on disk and on the hub."""

@@ -1,0 +1,224 @@
+"""Saving a posterior beside its PEFT adapter, and loading it again."""
+
+import os
+import secrets
+import shutil
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from bayes_lora.adapters.placement import require_loaded
+from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.errors import BayesLoRAError, ConfigurationError, PosteriorFileError, RunExistsError
+from bayes_lora.inference.guides.monteclora import MonteCLoRAGuide
+from bayes_lora.inference.storage.fingerprint import base_fingerprint
+from bayes_lora.inference.storage.hub import find_posterior
+from bayes_lora.inference.storage.model_card import CardFacts, label_names_of, write_card
+from bayes_lora.inference.storage.posterior_files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    DESCRIPTION_FILE,
+    POSTERIOR_FILE,
+    SAMPLE_SCALE,
+    read_whole,
+    write_description,
+)
+from bayes_lora.models import BayesianLoRA
+
+
+def save_posterior(
+    model: BayesianLoRA,
+    guide: MonteCLoRAGuide,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    card: CardFacts | None = None,
+) -> Path:
+    """Write the mean adapter and the posterior into `folder`, whole or not at all.
+
+    The folder is a PEFT adapter folder, which ``PeftModel.from_pretrained`` opens as the mean adapter without this
+    library, plus
+
+        posterior.safetensors   alpha and v, as logarithms, and epsilon
+        bayes_lora.json         schema version, config, adapter order, fingerprint of the base model, checksums
+        README.md               a model card for the Hugging Face hub
+
+    Args:
+        model: the model.
+        guide: its guide.
+        folder: where to.
+        overwrite: replace the folder if it exists.
+        card: what the card is to say that the model does not know: the task, the metrics and so on.
+
+    Raises:
+        RunExistsError: the folder exists and `overwrite` was not said.
+        ConfigurationError: another kind of guide.
+        PosteriorFileError: the network is no PEFT model, or its adapter has another name than PEFT's "default".
+    """
+    folder, network = Path(folder), model.network
+    _check_network(model)
+    if not isinstance(guide, MonteCLoRAGuide):
+        raise ConfigurationError(
+            f"save_posterior writes a MonteCLoRAGuide, and this guide is a {type(guide).__name__}. Save its "
+            "state_dict() with safetensors, and the network with save_pretrained."
+        )
+    if folder.exists() and not overwrite:
+        raise RunExistsError(f"{folder} exists already. Choose another folder, or pass overwrite=True.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    temporary.mkdir()
+    try:
+        network.save_pretrained(str(temporary), selected_adapters=["default"])  # type: ignore[operator]
+        learned = {**guide.state_dict(), SAMPLE_SCALE: model.sample_scale}
+        state = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
+        save_file(state, temporary / POSTERIOR_FILE)
+        fingerprint = base_fingerprint(network, _carried(temporary))
+        write_description(temporary, asdict(model.config), model.sites.names, fingerprint)
+        write_card(temporary, card or CardFacts(label_names=label_names_of(network)))
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        _put_in_place(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def _check_network(model: BayesianLoRA) -> None:
+    others = sorted({adapter.key for adapter in model.sites.adapters} - {"default"})
+    if others:
+        raise PosteriorFileError(
+            f"the posterior is of adapters {others}; PEFT writes only the adapter named 'default' where it looks for "
+            "it again. Build the network with get_peft_model(..., adapter_name='default')."
+        )
+    if not isinstance(model.network, PeftModel):
+        raise PosteriorFileError(
+            f"the network is a {type(model.network).__name__}, and only a PeftModel can be saved as a PEFT adapter. "
+            "Build it with get_peft_model(base_network, LoraConfig(...))."
+        )
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; one that is there leaves first, and comes back if that fails."""
+    old = new.with_name(new.name + "-replaced")
+    replacing = folder.exists()
+    if replacing:
+        folder.replace(old)
+    try:
+        new.replace(folder)
+    except BaseException:
+        if replacing:
+            old.replace(folder)
+        raise
+    if replacing:
+        shutil.rmtree(old)
+
+
+def load_posterior(
+    base_network: nn.Module, folder: str | Path, *, revision: str | None = None
+) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
+    """Open what `save_posterior` wrote on a freshly loaded base network, which it wraps.
+
+    Args:
+        base_network: the network that the adapter was trained on, without adapters.
+        folder: a folder, or the name of a repository on the Hugging Face hub, "owner/name", which is downloaded.
+        revision: branch, tag or commit of that repository; its main branch where not given.
+
+    Raises:
+        PosteriorFileError: a file missing, damaged, edited or of a newer schema, or written for another base model.
+        AdapterError: weights of the base network have no values, or no longer the layout they were loaded in.
+        HubError: there is no such folder, and no such repository that can be read.
+
+    Example:
+        >>> model, guide = load_posterior(base_network, "run/posterior")  # doctest: +SKIP
+    """
+    folder = find_posterior(folder, revision)
+    description = read_whole(folder)
+    try:
+        config = MonteCLoRAConfig(**description["config"])
+    except (TypeError, BayesLoRAError) as error:
+        raise PosteriorFileError(f"{folder / DESCRIPTION_FILE}: its config cannot be used: {error}") from error
+    load_the_base = f"Load the base it was trained on (base_model_name_or_path in {ADAPTER_CONFIG_FILE})."
+    # Before the base network is touched.
+    require_loaded(base_network)
+    if base_fingerprint(base_network, _carried(folder)) != description["base_fingerprint"]:
+        raise PosteriorFileError(
+            f"{folder} was saved for another base model than this {type(base_network).__name__}. {load_the_base} If "
+            "it is, either it was in another precision then (4-bit, 8-bit): load it with that quantization; or it has "
+            "modules which its checkpoint lacks and which start at random: name them in LoraConfig's modules_to_save "
+            "when training."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error below
+            network = PeftModel.from_pretrained(base_network, str(folder))
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise PosteriorFileError(
+            f"{folder}: its adapter does not fit this {type(base_network).__name__}: {error}. {load_the_base}"
+        ) from error
+    _check_adapter(folder, network)
+    model = BayesianLoRA(network, config)
+    if list(model.sites.names) != description["adapters"]:
+        raise PosteriorFileError(
+            f"{folder}: its posterior is of adapters {description['adapters']}, but the network has "
+            f"{list(model.sites.names)}. The folder mixes files of two runs."
+        )
+    _check_shapes(folder, model)
+    guide = MonteCLoRAGuide(model)
+    try:
+        state = load_file(folder / POSTERIOR_FILE)
+        model.set_sample_scale(state.pop(SAMPLE_SCALE))
+        guide.load_state_dict(state)
+    except (RuntimeError, BayesLoRAError) as error:
+        raise PosteriorFileError(f"{folder / POSTERIOR_FILE} does not fit the adapters: {error}") from error
+    return model.eval(), guide
+
+
+def _carried(folder: Path) -> set[str]:
+    """Names of the tensors in the adapter file: they come with it, so the base network's own do not count.
+
+    Raises:
+        PosteriorFileError: the file is no safetensors file.
+    """
+    return set(_shapes(folder / ADAPTER_FILE))
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor in a file, from its header alone."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise PosteriorFileError(f"{path} is no safetensors file: {error}. Save the posterior again.") from error
+
+
+def _check_adapter(folder: Path, network: PeftModel) -> None:
+    """Every weight was in the file: PEFT leaves at random what it does not find there."""
+    missing = set(get_peft_model_state_dict(network, save_embedding_layers=False)) - _carried(folder)
+    if missing:
+        raise PosteriorFileError(
+            f"{folder / ADAPTER_FILE} lacks {sorted(missing)[:3]}, which the network has: the file is of another "
+            "network, or its tensors were renamed. Save the posterior again."
+        )
+
+
+def _check_shapes(folder: Path, model: BayesianLoRA) -> None:
+    """Before anything as large as the config or the file says is made."""
+    sites = model.sites
+    expected = {
+        SAMPLE_SCALE: (len(sites.adapters),),
+        "concentration_unconstrained": (len(sites.adapters), model.config.num_components),
+        **{f"scale_r{rank}_unconstrained": sites.prior_wishart(rank).scale_diagonal.shape for rank in sites.ranks},
+    }
+    found = _shapes(folder / POSTERIOR_FILE)
+    if found != expected:
+        raise PosteriorFileError(
+            f"{folder / POSTERIOR_FILE} does not fit the adapters: it holds {found}, they need {expected}. The folder "
+            "mixes files of two runs."
+        )

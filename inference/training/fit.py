@@ -1,0 +1,244 @@
+"""Fitting model and guide by stochastic variational inference."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, default_data_collator
+
+from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
+from bayes_lora.inference.training.callbacks import Clock
+from bayes_lora.inference.training.fit_options import FitOptions
+from bayes_lora.inference.training.progress import Display, history_entry, progress_bar
+from bayes_lora.inference.training.sealed_trainer import SealedTrainer
+from bayes_lora.inference.training.trainer import SVITrainer
+from bayes_lora.models import BayesianLoRA
+from bayes_lora.randomness import seeded
+
+Collate = Callable[[list[Any]], dict[str, Any]]
+
+
+@dataclass
+class FitResult:
+    """What training left behind besides the parameters.
+
+    Attributes:
+        history: one entry per `log_every` steps: step, epoch, learning_rate, loss, and the terms that sum to it,
+            each the mean over the steps since the entry before.
+        seconds: wall-clock time of training; of a resumed one, with that until the checkpoint it went on from.
+    """
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def fit(
+    model: BayesianLoRA,
+    guide: nn.Module,
+    train_dataset: Dataset[Any] | Sequence[Any],
+    options: FitOptions | None = None,
+    *,
+    collate: Collate = default_data_collator,
+    console: Console | None = None,
+    checkpoints: Path | None = None,
+) -> FitResult:
+    """Minimize the objective over model and guide: AdamW, linear warm-up and decay, gradient clipping.
+
+    `SVITrainer` with the settings most fits need; the caller's generators are left as they were.
+    Everything in the network that requires a gradient is trained, unless `options.phases` says otherwise, and
+    everything in the guide.
+
+    Args:
+        model: the model; it is left in evaluation mode.
+        guide: its guide.
+        train_dataset: examples with `labels`, as `collate` takes them.
+        options: see `FitOptions`.
+        collate: makes a batch of a list of examples, for example transformers' DataCollatorWithPadding.
+        console: where the progress bar goes; None shows none.
+        checkpoints: folder for a checkpoint every `save_every` steps. Where it holds a whole one of an earlier,
+            interrupted fit with the same arguments, training goes on from there, to the same end bit for bit on the
+            CPU with the same number of threads. None writes nothing.
+
+    Raises:
+        DataError: no examples, or examples without labels.
+        NonFiniteLossError: a term of the loss became NaN or infinite; names the step and the term.
+
+    Example:
+        >>> result = fit(model, guide, dataset, FitOptions(epochs=1))  # doctest: +SKIP
+    """
+    options = options or FitOptions()
+    num_steps = _num_steps(train_dataset, options)
+    training = _Training(train_dataset, options, collate, console, model.sites.example.device)
+    if options.phases == "joint":
+        return training.of_both(model, guide, num_steps, checkpoints)
+    if options.phases == "posterior":
+        with _frozen(model.network):
+            return training.of_both(model, guide, num_steps, checkpoints)
+    if num_steps < 2:
+        raise ConfigurationError(
+            f"phases='means_then_posterior' needs at least two steps, and there are {num_steps}: more epochs or a "
+            "smaller batch_size give more."
+        )
+    first = num_steps // 2
+    # Where the second phase was interrupted, this only loads what the first one ended with.
+    means = training.of_network(model.network, first, checkpoints and checkpoints / "means")
+    with _frozen(model.network):
+        posterior = training.of_both(model, guide, num_steps - first, checkpoints and checkpoints / "posterior")
+    later = [{**entry, "step": entry["step"] + first} for entry in posterior.history]
+    return FitResult([*means.history, *later], means.seconds + posterior.seconds)
+
+
+def fit_network(
+    network: nn.Module,
+    train_dataset: Dataset[Any] | Sequence[Any],
+    options: FitOptions | None = None,
+    *,
+    collate: Collate = default_data_collator,
+    console: Console | None = None,
+    checkpoints: Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> FitResult:
+    """Train a network on its own loss, without a posterior: the point estimate, with the settings of `fit`.
+
+    Any transformers or PEFT model with a task head; what requires a gradient is trained. Arguments and errors are
+    those of `fit`; options of the posterior do nothing here. `callbacks` are the Trainer's: what must accompany the
+    training of this network.
+    """
+    options = options or FitOptions()
+    num_steps = _num_steps(train_dataset, options)
+    device = next(network.parameters()).device
+    training = _Training(train_dataset, options, collate, console, device)
+    return training.of_network(network, num_steps, checkpoints, callbacks)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What the phases of a fit have in common."""
+
+    dataset: Any
+    options: FitOptions
+    collate: Collate
+    console: Console | None
+    device: torch.device
+
+    def of_both(self, model: BayesianLoRA, guide: nn.Module, num_steps: int, checkpoints: Path | None) -> FitResult:
+        """Train everything in model and guide that requires a gradient, on the objective."""
+        schedule = self.options.new_schedule()
+        rate = self.options.posterior_learning_rate
+
+        def build(**common: Any) -> SVITrainer:
+            schedule_on_device = None if schedule is None else schedule.to(self.device)
+            return SVITrainer(model, guide, posterior_learning_rate=rate, scale_schedule=schedule_on_device, **common)
+
+        result = self._run(build, "fit", num_steps, checkpoints)
+        model.clear_perturbation()
+        _check_finite(model, guide)
+        model.eval()
+        return result
+
+    def of_network(
+        self,
+        network: nn.Module,
+        num_steps: int,
+        checkpoints: Path | None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> FitResult:
+        """Train everything in the network that requires a gradient, on its own loss."""
+        result = self._run(partial(SealedTrainer, network), "fit network", num_steps, checkpoints, callbacks)
+        _check_finite(network)
+        network.eval()
+        return result
+
+    def _run(
+        self,
+        build: Callable[..., SealedTrainer],
+        what: str,
+        num_steps: int,
+        checkpoints: Path | None,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> FitResult:
+        clock = Clock()
+        bar = progress_bar(self.console)
+        with seeded(self.options.seed, self.device), TemporaryDirectory() as scratch, bar as progress:
+            trainer = build(
+                args=self._arguments(checkpoints or Path(scratch), num_steps, saves=checkpoints is not None),
+                train_dataset=self.dataset,
+                data_collator=self.collate,
+                callbacks=[*callbacks, clock, Display(progress, what, num_steps)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train(resume_from_checkpoint=checkpoints is not None)
+            # Under bf16 accelerate puts autocast around the network's own forward, and leaves it there.
+            trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        history = [history_entry(logs) for logs in trainer.state.log_history if "loss" in logs]
+        return FitResult(history, clock.seconds)
+
+    def _arguments(self, folder: Path, num_steps: int, *, saves: bool) -> TrainingArguments:
+        options = self.options
+        return TrainingArguments(
+            str(folder),
+            max_steps=num_steps,
+            per_device_train_batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            warmup_steps=round(options.warmup_ratio * num_steps),
+            max_grad_norm=options.max_grad_norm,
+            seed=options.seed,
+            logging_steps=options.log_every,
+            save_strategy="steps" if saves else "no",
+            save_steps=options.save_every,
+            save_total_limit=options.keep_checkpoints,
+            bf16=options.precision == "bfloat16",
+            train_sampling_strategy="group_by_length" if options.group_by_length else "random",
+            lr_scheduler_type="linear" if options.decay == "linear" else "constant_with_warmup",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=self.device.type == "cpu",
+            dataloader_pin_memory=self.device.type != "cpu",
+        )
+
+
+def _num_steps(dataset: Any, options: FitOptions) -> int:
+    _check_dataset(dataset)
+    return options.epochs * math.ceil(len(dataset) / options.batch_size)
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Nothing in the network requires a gradient inside."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _check_dataset(dataset: Any) -> None:
+    if len(dataset) == 0:
+        raise DataError("the training set is empty. Pass a dataset with at least one labelled example.")
+    example = dataset[0]
+    if "labels" not in example and "label" not in example:
+        raise DataError(f"the training examples have no labels, only {sorted(example)}. Add a 'labels' column.")
+
+
+def _check_finite(*modules: nn.Module) -> None:
+    """The last update comes after the last loss, so its outcome is looked at apart."""
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise NonFiniteLossError(
+                    f"{name} is NaN or infinite after the last step. Lower the learning rate, or look for NaN in the "
+                    "inputs."
+                )

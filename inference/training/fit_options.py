@@ -1,0 +1,96 @@
+"""The options of a fit."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from bayes_lora.checks import (
+    require_choice,
+    require_count,
+    require_fraction,
+    require_non_negative,
+    require_positive,
+    require_seed,
+)
+from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule, ScaleScheduleKind
+from bayes_lora.precision import Precision
+
+Phases = Literal["joint", "posterior", "means_then_posterior"]
+Decay = Literal["linear", "constant"]
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How `fit` trains.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: examples a step.
+        learning_rate: of LoRA-A's mean, LoRA-B and the task head, at its peak.
+        posterior_learning_rate: of log alpha and log v, at its peak. Adam moves a logarithm by about its learning rate
+            a step, so T steps of a linear decay move it by at most T / 2 times this: 0.01 and 300 steps are a factor
+            of e^1.5 = 4.5. Where v should go further, give it a higher rate, more steps or a better `sample_scale`.
+        weight_decay: on the network's matrices; never on biases, alpha and v.
+        warmup_ratio: part of the steps over which the learning rates rise.
+        decay: what they do then: "linear", fall to zero, or "constant", stay, as SWAG wants it.
+        max_grad_norm: gradients are clipped to this norm over all parameters together.
+        precision: "float32", or "bfloat16": the network's forward passes run under autocast to it; parameters, their
+            gradients and the posterior stay as they are. On processors with bfloat16 units about twice as fast.
+        group_by_length: put examples of similar length into one batch, so that less of it is padding. The order
+            stays random among groups of batches, and examples need `input_ids` (or a column `length`).
+        seed: of the order of examples, dropout and the posterior draws.
+        log_every: steps between entries of the history.
+        save_every: steps between checkpoints, where they are kept.
+        keep_checkpoints: how many of the newest are kept; None keeps all, as a checkpoint ensemble wants it.
+        phases: "joint" learns all at once; "posterior" learns alpha and v alone, everything in the network frozen
+            (post hoc); "means_then_posterior" spends the first half of the steps on the network without noise, as
+            plain LoRA, and the second on alpha and v alone, each half with a learning-rate schedule of its own.
+        scale_schedule: how the sample scale moves while the posterior learns; see `SampleScaleSchedule`.
+        scale_warmup: part of the steps over which "linear" and "cosine" raise it.
+        scale_per_adapter: weigh the scale by the size of each adapter's mean.
+
+    Raises:
+        ConfigurationError: a value outside its domain.
+
+    Source: arXiv 2411.04358, Algorithm 1 (joint); its post hoc and two-phase variants.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 3e-4
+    posterior_learning_rate: float = 1e-2
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.06
+    decay: Decay = "linear"
+    max_grad_norm: float = 1.0
+    precision: Precision = "float32"
+    group_by_length: bool = False
+    seed: int = 0
+    log_every: int = 10
+    save_every: int = 100
+    keep_checkpoints: int | None = 2
+    phases: Phases = "joint"
+    scale_schedule: ScaleScheduleKind = "constant"
+    scale_warmup: float = 0.5
+    scale_per_adapter: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "log_every", "save_every"):
+            require_count(name, getattr(self, name))
+        if self.keep_checkpoints is not None:
+            require_count("keep_checkpoints", self.keep_checkpoints)
+        for name in ("learning_rate", "posterior_learning_rate", "max_grad_norm"):
+            require_positive(name, getattr(self, name))
+        require_fraction("warmup_ratio", self.warmup_ratio)
+        require_seed("seed", self.seed)
+        require_non_negative("weight_decay", self.weight_decay)
+        require_choice("phases", self.phases, get_args(Phases))
+        require_choice("decay", self.decay, get_args(Decay))
+        require_choice("precision", self.precision, get_args(Precision))
+        self.new_schedule()
+
+    def new_schedule(self) -> SampleScaleSchedule | None:
+        """The schedule of the sample scale at its start, or None where the scale is not to be touched."""
+        schedule = SampleScaleSchedule(
+            self.scale_schedule, warmup=self.scale_warmup, per_adapter=self.scale_per_adapter
+        )
+        return None if self.scale_schedule == "constant" and not self.scale_per_adapter else schedule

@@ -1,0 +1,56 @@
+"""The Trainer with checkpoints that are known to be whole, and runs that resume to the same end."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from bayes_lora.inference.storage.checkpoints import newest_whole, require_whole, seal
+from bayes_lora.inference.training.length_groups import LengthGroups
+
+
+class SealedTrainer(Trainer):
+    """`transformers.Trainer` whose checkpoints carry checksums of their files, written last."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train, on from a checkpoint where one is given.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; a folder with checkpoints, of which the newest whole one counts; or
+                True for those in `args.output_dir`, where training starts anew if there is none.
+            args, kwargs: the Trainer's.
+
+        Raises:
+            CheckpointFileError: the checkpoint is cut short or damaged, or none in the folder is whole.
+        """
+        if resume_from_checkpoint in (True, "True"):  # the latter as a script's command line gives it
+            newest = newest_whole(Path(str(self.args.output_dir)))
+            resume_from_checkpoint = None if newest is None else str(newest)
+        elif resume_from_checkpoint:
+            named = Path(str(resume_from_checkpoint))
+            chosen = newest_whole(named) or named
+            require_whole(chosen)
+            resume_from_checkpoint = str(chosen)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if type(sampler) is not LengthGroupedSampler:
+            return sampler
+        # transformers' own draws from the global generator: a run resumed within an epoch would see other batches.
+        return LengthGroups(sampler.lengths, sampler.batch_size, int(self.args.data_seed or self.args.seed))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self.args.should_save:
+            seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with the global generators as they were afterwards.
+
+        A data loader draws its seed from them, so that a run which evaluates would differ from one resumed after it.
+        """
+        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
+            return super().evaluation_loop(*args, **kwargs)

@@ -1,0 +1,182 @@
+"""Training under the transformers Trainer: its loss is the ELBO of model and guide."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import EvalPrediction, TrainingArguments
+
+from bayes_lora.checks import require_count, require_positive
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.inference.predictors.predictive import predict
+from bayes_lora.inference.training.callbacks import MoveScale, OwnDraws
+from bayes_lora.inference.training.loss_log import LossLog
+from bayes_lora.inference.training.refused_options import refuse_unsupported
+from bayes_lora.inference.training.saving_trainer import SavingTrainer
+from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
+from bayes_lora.inference.training.svi_module import SVIModule
+from bayes_lora.metrics.classification import evaluate
+from bayes_lora.models import BayesianLoRA
+
+
+class SVITrainer(SavingTrainer):
+    """`transformers.Trainer` whose loss is the Pyro ELBO of model and guide.
+
+    Everything else is the Trainer's: schedulers, callbacks, accumulation, clipping, checkpoints, reports. It logs the
+    loss terms beside the loss, each the mean over the steps since the last log, and evaluates the posterior
+    predictive (accuracy, nll, ece, brier) and the point estimate (the same with `point_` before). `predict`, and a
+    `compute_metrics` of your own, see the posterior predictive's log probabilities where other models give logits.
+
+    Args:
+        model: the Pyro model.
+        guide: its guide.
+        args: TrainingArguments; `learning_rate` is that of the network's parameters.
+        posterior_learning_rate: peak learning rate of the guide's parameters, which have no weight decay.
+        num_samples: posterior draws of an evaluation, seeded with `args.seed`.
+        scale_schedule: moves the model's `sample_scale` during training; None leaves it alone.
+        compute_metrics: more metrics, of an EvalPrediction as any Trainer gives it.
+        kwargs: the Trainer's own: data_collator, train_dataset, eval_dataset, callbacks and so on.
+
+    Raises:
+        NonFiniteLossError: when a log finds that a term of the loss has become NaN or infinite.
+        ConfigurationError: an option of the Trainer under which the loss would not be the objective: sharding (FSDP,
+            DeepSpeed), several GPUs in one process, label smoothing, a loss function of your own.
+
+    Example:
+        >>> trainer = SVITrainer(model, guide, TrainingArguments("out"), train_dataset=data)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: BayesianLoRA,
+        guide: nn.Module,
+        args: TrainingArguments | None = None,
+        *,
+        posterior_learning_rate: float = 1e-2,
+        num_samples: int = 16,
+        scale_schedule: SampleScaleSchedule | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        require_positive("posterior_learning_rate", posterior_learning_rate)
+        require_count("num_samples", num_samples)
+        refuse_unsupported(args, kwargs)
+        self.posterior_learning_rate = posterior_learning_rate
+        self.num_samples = num_samples
+        self.svi = SVIModule(model, guide, scale_schedule)
+        self._loss_log = LossLog()
+        self._more_metrics = compute_metrics
+        super().__init__(self.svi, args, compute_metrics=self._metrics, **kwargs)
+        self.add_callback(OwnDraws())
+        if scale_schedule is not None:
+            self.add_callback(MoveScale(self.svi))
+        if self.args.n_gpu > 1:
+            raise ConfigurationError(
+                f"{self.args.n_gpu} GPUs in one process would run copies of the network that do not see the noise. "
+                "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES to one."
+            )
+        # Both are read from the forward signature of the module it was given, which takes any batch.
+        if self.args.label_names is None:
+            self.label_names = ["labels"]
+        accepted = inspect.signature(_base(model).forward).parameters
+        self._signature_columns: Any = [*accepted, "label", "label_ids", "labels"]
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, with the guide's parameters in a group of their own."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        posterior = [parameter for parameter in self.svi.guide.parameters() if parameter.requires_grad]
+        known = {id(parameter) for parameter in posterior}
+        for group in optimizer.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
+        if posterior:
+            optimizer.add_param_group({"params": posterior, "lr": self.posterior_learning_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The objective on one batch; its terms go into the next log."""
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            self._loss_log.add(self.state.global_step + 1, self.svi.elbo.terms)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the loss terms where the loss is logged."""
+        if "loss" in logs:
+            terms = self._loss_log.close()
+            terms.pop("loss")
+            logs = {**logs, **terms}
+        super().log(logs, start_time)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; `predictions` are log probabilities of the posterior predictive (example, class)."""
+        output = super().predict(*args, **kwargs)
+        return output._replace(predictions=_of_predictive(output.predictions))
+
+    def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        more = {}
+        if self._more_metrics is not None:
+            own = _of_predictive(prediction.predictions)
+            more = self._more_metrics(
+                EvalPrediction(own, prediction.label_ids, inputs=prediction.inputs, losses=prediction.losses)
+            )
+        return {**predictive_metrics(prediction), **more}
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Checkpoints hold what is trained; the frozen base is missing there by design.
+        trained = {name for name, parameter in self.svi.named_parameters() if parameter.requires_grad}
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
+        super()._issue_warnings_after_load(load_result)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """(NLL of the posterior predictive, (its log probabilities, the point estimate's), labels) of one batch."""
+        inputs = self._prepare_inputs(inputs)
+        pair = self.svi.model, self.svi.guide
+        seed = self.args.seed
+        predictive = predict(*pair, [inputs], num_samples=self.num_samples, seed=seed).log_mean_probs
+        point = predict(*pair, [inputs], at_mean=True).log_mean_probs
+        labels = inputs.get("labels")
+        loss = None
+        if labels is not None:
+            labels = labels.reshape(-1)
+            loss = nn.functional.nll_loss(predictive, labels.cpu()).to(labels.device)
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, (predictive.to(self.args.device), point.to(self.args.device)), labels
+
+
+def predictive_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Metrics of what `SVITrainer.prediction_step` returns: of the predictive, and with `point_` of the mean."""
+    pairs: Any = prediction.predictions
+    if isinstance(pairs, list):  # batch by batch, with eval_do_concat_batches=False
+        pairs = [np.concatenate(batches) for batches in zip(*pairs, strict=True)]
+    predictive, point = (torch.from_numpy(np.asarray(values)).exp() for values in pairs)
+    label_ids: Any = prediction.label_ids
+    labels = torch.from_numpy(np.concatenate(label_ids) if isinstance(label_ids, list) else np.asarray(label_ids))
+    return {
+        **evaluate(predictive, labels),
+        **{f"point_{name}": value for name, value in evaluate(point, labels).items()},
+    }
+
+
+def _of_predictive(predictions: Any) -> Any:
+    """The posterior predictive's part of what `SVITrainer.prediction_step` returns, whole or as a list of batches."""
+    if isinstance(predictions, list):
+        return [batch[0] for batch in predictions]
+    return None if predictions is None else predictions[0]
+
+
+def _base(model: BayesianLoRA) -> Any:
+    network: Any = model.network
+    return network.get_base_model() if hasattr(network, "get_base_model") else network

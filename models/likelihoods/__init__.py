@@ -1,0 +1,1 @@
+"""Likelihoods: what the network's outputs say about the labels."""
