@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-import bayes_lora.adapters
+import bayes_lora.adapters.finding
 from bayes_lora.experiments.command_line.main import app
 from bayes_lora.experiments.compare.methods import METHODS, parse_methods
 from bayes_lora.experiments.compare.running import run_study
@@ -71,7 +71,7 @@ if __name__ == "__main__":
     folder, data_dir, base = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     other_device.install()
     # Parameters there are of a class of their own, as those of sharded networks are.
-    bayes_lora.adapters.require_whole = lambda *_: None  # type: ignore[attr-defined]
+    bayes_lora.adapters.finding.require_whole = lambda *_: None  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="two devices"):
         build_network().to(other_device.NAME)(**make_batch())
     save_file(logits(other_device.NAME), folder / "logits.safetensors")

@@ -160,7 +160,7 @@ def test_smoothed_weights_are_those_of_loo(data: Any) -> None:
 
 
 def test_arviz_is_used_in_one_module() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     users = {
         path.name
         for room in ("bayes_lora", "models", "inference", "experiments")
