@@ -1,7 +1,7 @@
 """The network with a posterior over its LoRA-A matrices, as a Pyro model."""
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from bayes_lora.errors import AdapterError, ConfigurationError
 from bayes_lora.models.latent_sites import Latents, LatentSites
 from bayes_lora.models.likelihoods.classification import Classification
 from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
+from bayes_lora.models.own_sites import OwnSites
 from bayes_lora.precision import posterior_dtype
 
 
@@ -59,9 +60,16 @@ class BayesianLoRA(nn.Module):
         >>> logits = model(**batch)  # doctest: +SKIP
     """
 
-    def __init__(self, network: nn.Module, config: MonteCLoRAConfig, likelihood: Likelihood | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: MonteCLoRAConfig,
+        likelihood: Likelihood | Callable[[Tensor, Tensor | None], None] | None = None,
+    ) -> None:
         super().__init__()
-        self.likelihood = Classification(network) if likelihood is None else likelihood
+        if likelihood is None:
+            likelihood = Classification.of_network(network)
+        self.likelihood: Likelihood = likelihood if isinstance(likelihood, Likelihood) else OwnSites(likelihood)
         self.network = network
         self.config = config
         self.sites = LatentSites(network, config)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ class Prediction:
 
     logits: Tensor
     labels: Tensor | None = None
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor | None) -> Self:
+        """From the labels as batches have them, in any shape with one for each example."""
+        return cls(logits, None if labels is None else labels.reshape(-1))
 
     @cached_property
     def probs(self) -> Tensor:

@@ -103,10 +103,10 @@ def to_inference_data(
         >>> arviz.plot_forest(data, var_names=["effective_components"], combined=True)  # doctest: +SKIP
         >>> data.posterior["pi"].sel(adapter="bert.encoder.layer.0.attention.self.query")  # doctest: +SKIP
     """
-    if not isinstance(model.likelihood, Classification):
+    if type(model.likelihood) is not Classification:
         raise LikelihoodError(
             f"the likelihood of the model is {type(model.likelihood).__name__}, and inference data are made of class "
-            "probabilities. Use bayes_lora.models.likelihoods.classification.Classification."
+            "probabilities. Use bayes_lora.models.Classification."
         )
     prediction = predict(model, guide, loader, num_samples=num_samples, seed=seed)
     groups = {

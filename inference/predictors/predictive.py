@@ -11,7 +11,7 @@ from torch import Tensor
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import AdapterError, ConfigurationError
 from bayes_lora.inference.guides.posterior_draw import posterior_draw
-from bayes_lora.inference.predictors.predictor import Inputs, collect, evaluation_mode
+from bayes_lora.inference.predictors.predictor import Inputs, collect_logits, evaluation_mode
 from bayes_lora.inference.predictors.shared_prefix import SharedPrefix
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
@@ -85,7 +85,8 @@ def predict(
         return torch.cat(found)
 
     with evaluation_mode(model), poutine.block():
-        return collect(draws, loader, model.sites.example.device, on_batch)
+        logits, labels = collect_logits(draws, loader, model.sites.example.device, on_batch)
+    return model.likelihood.prediction(logits, labels)  # type: ignore[no-any-return]
 
 
 def _given(

@@ -36,10 +36,20 @@ def collect(
     device: torch.device,
     on_batch: Callable[[], None] | None = None,
 ) -> Prediction:
-    """One `Prediction` from all batches, computed without gradients.
+    """One `Prediction` from all batches; arguments and errors are those of `collect_logits`."""
+    return Prediction.of(*collect_logits(logits_of, loader, device, on_batch))
+
+
+def collect_logits(
+    logits_of: Callable[[Inputs], Tensor],
+    loader: Iterable[Mapping[str, Any]],
+    device: torch.device,
+    on_batch: Callable[[], None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (sample, example, output) of all batches, computed without gradients, and labels where they have some.
 
     Args:
-        logits_of: gives (sample, example, class) for a batch on `device`, of which the labels have been taken.
+        logits_of: gives (sample, example, output) for a batch on `device`, of which the labels have been taken.
         loader: batches as the network takes them; `labels` are kept where present.
         device: of the network.
         on_batch: called after each batch, for progress bars.
@@ -53,7 +63,7 @@ def collect(
             inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
             found = inputs.pop("labels", None)
             if found is not None:
-                labels.append(found.reshape(-1).cpu())
+                labels.append(found.cpu())
             drawn = logits_of(inputs)
             logits.append(drawn.to(torch.promote_types(drawn.dtype, torch.float32)).cpu())
             if on_batch is not None:
@@ -62,7 +72,7 @@ def collect(
         raise DataError("there is nothing to predict: the loader has no batches. Pass at least one row.")
     if labels and len(labels) != len(logits):
         raise DataError("some batches have labels and some do not. Label all rows, or none.")
-    return Prediction(torch.cat(logits, dim=1), torch.cat(labels) if labels else None)
+    return torch.cat(logits, dim=1), torch.cat(labels) if labels else None
 
 
 @contextmanager

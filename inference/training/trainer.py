@@ -18,8 +18,7 @@ from bayes_lora.inference.training.refused_options import refuse_unsupported
 from bayes_lora.inference.training.saving_trainer import SavingTrainer
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
 from bayes_lora.inference.training.svi_module import SVIModule
-from bayes_lora.metrics.classification import evaluate
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.models import BayesianLoRA, Likelihood
 
 
 class SVITrainer(SavingTrainer):
@@ -125,7 +124,7 @@ class SVITrainer(SavingTrainer):
             more = self._more_metrics(
                 EvalPrediction(own, prediction.label_ids, inputs=prediction.inputs, losses=prediction.losses)
             )
-        return {**predictive_metrics(prediction), **more}
+        return {**predictive_metrics(self.svi.model.likelihood, prediction), **more}
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # Checkpoints hold what is trained; the frozen base is missing there by design.
@@ -142,32 +141,29 @@ class SVITrainer(SavingTrainer):
     ) -> tuple[Tensor | None, Any, Tensor | None]:
         """(NLL of the posterior predictive, (its log probabilities, the point estimate's), labels) of one batch."""
         inputs = self._prepare_inputs(inputs)
-        pair = self.svi.model, self.svi.guide
-        seed = self.args.seed
-        predictive = predict(*pair, [inputs], num_samples=self.num_samples, seed=seed).log_mean_probs
-        point = predict(*pair, [inputs], at_mean=True).log_mean_probs
-        labels = inputs.get("labels")
-        loss = None
+        pair, likelihood = (self.svi.model, self.svi.guide), self.svi.model.likelihood
+        predictive = predict(*pair, [inputs], num_samples=self.num_samples, seed=self.args.seed)
+        point = predict(*pair, [inputs], at_mean=True)
+        labels, loss = inputs.get("labels"), None
         if labels is not None:
-            labels = labels.reshape(-1)
-            loss = nn.functional.nll_loss(predictive, labels.cpu()).to(labels.device)
+            loss = -likelihood.log_predictive_density(predictive.logits, labels.cpu()).mean().to(labels.device)
+            labels = labels.reshape(predictive.labels.shape)  # type: ignore[union-attr]
         if prediction_loss_only:
             return loss, None, None
-        return loss, (predictive.to(self.args.device), point.to(self.args.device)), labels
+        summaries = (likelihood.summary(found).to(self.args.device) for found in (predictive, point))
+        return loss, tuple(summaries), labels
 
 
-def predictive_metrics(prediction: EvalPrediction) -> dict[str, float]:
+def predictive_metrics(likelihood: Likelihood, prediction: EvalPrediction) -> dict[str, float]:
     """Metrics of what `SVITrainer.prediction_step` returns: of the predictive, and with `point_` of the mean."""
     pairs: Any = prediction.predictions
     if isinstance(pairs, list):  # batch by batch, with eval_do_concat_batches=False
         pairs = [np.concatenate(batches) for batches in zip(*pairs, strict=True)]
-    predictive, point = (torch.from_numpy(np.asarray(values)).exp() for values in pairs)
+    summaries = (torch.from_numpy(np.asarray(values)) for values in pairs)
     label_ids: Any = prediction.label_ids
     labels = torch.from_numpy(np.concatenate(label_ids) if isinstance(label_ids, list) else np.asarray(label_ids))
-    return {
-        **evaluate(predictive, labels),
-        **{f"point_{name}": value for name, value in evaluate(point, labels).items()},
-    }
+    predictive, point = (likelihood.metrics(likelihood.of_summary(summary, labels)) for summary in summaries)
+    return {**predictive, **{f"point_{name}": value for name, value in point.items()}}
 
 
 def _of_predictive(predictions: Any) -> Any:

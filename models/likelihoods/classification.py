@@ -1,22 +1,27 @@
-"""Likelihoods: what the network's logits say about the labels."""
+"""One class for each row."""
 
-import pyro
+from typing import Any, Self
+
 import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
-from bayes_lora.effect_handlers import SiteHandler, densities_only
 from bayes_lora.errors import LikelihoodError
-from bayes_lora.precision import posterior_dtype
+from bayes_lora.metrics.classification import evaluate
+from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.models.likelihoods.likelihood import Likelihood
 
 
-class Classification:
+class Classification(Likelihood):
     """y_i ~ Categorical(softmax(logits_i)) in the plate `data`, scaled by 1 / batch size.
 
     The negative log-likelihood is the mean over the examples of the batch, as in transformers.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        """Check that `network` is a classifier.
+    kind = "classification"
+
+    def __init__(self, network: nn.Module | None = None) -> None:
+        """Check that `network`, where given, is a classifier.
 
         Raises:
             LikelihoodError: one label (a regression head) or a problem type other than single-label classification.
@@ -34,42 +39,70 @@ class Classification:
                 "Set network.config.problem_type accordingly."
             )
 
-    def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
-        """Open `logits` (deterministic) and `y` (observed if there are labels).
+    @classmethod
+    def of_network(cls, network: nn.Module) -> Self:
+        """See `__init__`."""
+        return cls(network)
 
-        Args:
-            logits: (example, class).
-            labels: (example,) classes, or None to sample them.
+    def checked_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(example,) classes.
 
         Raises:
-            LikelihoodError: logits that are not (example, class), or labels outside the classes.
+            LikelihoodError: logits that are not (example, class); not one label for each row, or one outside the classes.
         """
-        if logits.dim() != 2:
+        num_examples, num_classes = _shape(logits)
+        if labels.numel() != num_examples:
             raise LikelihoodError(
-                f"the network returned logits of shape {tuple(logits.shape)}; classification has (example, class). "
-                "Load it with AutoModelForSequenceClassification or another classification head."
+                f"the labels have shape {tuple(labels.shape)} for {num_examples} rows; classification has one class for "
+                "each row. Several classes at once are multi-label classification, which this likelihood is not for."
             )
-        num_examples, num_classes = logits.shape
-        if labels is not None:
-            labels = labels.reshape(-1)
-            if labels.is_floating_point():
-                raise LikelihoodError(
-                    f"labels are {labels.dtype}; classes are integers. Convert them: labels.long(), if they are whole "
-                    "numbers from 0 up."
-                )
-            # On an accelerator this look would stall every step; there the data sets are checked when they are read.
-            on_host = labels.device.type == "cpu" and num_examples > 0
-            least, most = (int(label) for label in labels.aminmax()) if on_host else (0, 0)
-            if not 0 <= least <= most < num_classes:
-                raise LikelihoodError(
-                    f"labels run from {least} to {most}, but the network has {num_classes} classes, 0 to "
-                    f"{num_classes - 1}. Load it with num_labels={most + 1}, or correct the labels."
-                )
-        logits = logits.to(posterior_dtype(logits.dtype))
-        recorded = not densities_only()
-        with SiteHandler({"data": num_examples}, 1 / num_examples):
-            # `pyro.deterministic`, less its look for NaN: on an accelerator that would stall every step.
-            if recorded:
-                known = dist.Delta(logits, event_dim=1, validate_args=False).mask(False)
-                pyro.sample("logits", known, obs=logits, infer={"_deterministic": True})
-            pyro.sample("y", dist.Categorical(logits=logits, validate_args=False), obs=labels)
+        labels = labels.reshape(-1)
+        if labels.is_floating_point():
+            raise LikelihoodError(
+                f"labels are {labels.dtype}; classes are integers. Convert them: labels.long(), if they are whole "
+                "numbers from 0 up."
+            )
+        # On an accelerator this look would stall every step; there the data sets are checked when they are read.
+        on_host = labels.device.type == "cpu" and num_examples > 0
+        least, most = (int(label) for label in labels.aminmax()) if on_host else (0, 0)
+        if not 0 <= least <= most < num_classes:
+            raise LikelihoodError(
+                f"labels run from {least} to {most}, but the network has {num_classes} classes, 0 to "
+                f"{num_classes - 1}. Load it with num_labels={most + 1}, or correct the labels."
+            )
+        return labels
+
+    def distribution(self, logits: Tensor) -> TorchDistributionMixin:
+        """Categorical(softmax(logits))."""
+        return dist.Categorical(logits=logits, validate_args=False)
+
+    def prediction(self, logits: Tensor, labels: Tensor | None) -> Prediction:
+        """Class probabilities under every draw."""
+        return Prediction.of(logits, labels)
+
+    def summary(self, prediction: Any) -> Tensor:
+        """Log probabilities of the posterior predictive, (example, class)."""
+        return prediction.log_mean_probs  # type: ignore[no-any-return]
+
+    def of_summary(self, summary: Tensor, labels: Tensor | None) -> Prediction:
+        """One draw with these log probabilities."""
+        return self.prediction(summary.unsqueeze(0), labels)
+
+    def metrics(self, prediction: Any) -> dict[str, float]:
+        """Accuracy, NLL, ECE and Brier score, see `evaluate`."""
+        return evaluate(prediction.mean_probs, prediction.labels)
+
+    def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
+        """See `Likelihood.__call__`; logits that are not (example, class) are refused without labels, too."""
+        _shape(logits)
+        super().__call__(logits, labels)
+
+
+def _shape(logits: Tensor) -> tuple[int, int]:
+    if logits.dim() != 2:
+        raise LikelihoodError(
+            f"the network returned logits of shape {tuple(logits.shape)}; classification has (example, class). "
+            "Load it with AutoModelForSequenceClassification or another classification head."
+        )
+    num_examples, num_classes = logits.shape
+    return num_examples, num_classes

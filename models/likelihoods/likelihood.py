@@ -1,17 +1,18 @@
-"""What a likelihood is, and the network outputs that it takes."""
+"""What a likelihood says about itself, and the network outputs that it takes."""
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Self
 
+import pyro
+import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_lora.effect_handlers import SiteHandler, densities_only
 from bayes_lora.errors import LikelihoodError
-
-
-class Likelihood(Protocol):
-    """Opens the sites `logits` and `y`, scaled so that y's negative log-likelihood is a mean over what is predicted."""
-
-    def __call__(self, logits: Tensor, labels: Tensor | None) -> None: ...
+from bayes_lora.precision import posterior_dtype
 
 
 def network_logits(network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -28,3 +29,107 @@ def network_logits(network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
             "for example AutoModelForSequenceClassification."
         )
     return logits
+
+
+class Likelihood(ABC):
+    """p(y_i | logits_i), independent over rows: all that a kind of label differs by from another.
+
+    The model opens `logits` and `y` with it, ``loss = -1/n sum_i log p(y_i | logits_i)`` where n is what
+    `num_observations` counts; predictions, their metrics and saved posteriors ask it the rest. A subclass in a file of
+    this package is found by its `kind`: nothing else has to name it.
+
+    Attributes:
+        kind: its name in files.
+    """
+
+    kind: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def of_network(cls, network: nn.Module) -> Self:
+        """The likelihood for this network's head, at the settings it starts with.
+
+        Raises:
+            LikelihoodError: the head is for labels of another kind.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """Plain data from which ``type(self)(**settings)`` makes it again."""
+        return {}
+
+    @abstractmethod
+    def checked_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Labels in the shape and type in which `distribution` takes them.
+
+        Args:
+            logits: (row, ...), of the rows that the labels are of.
+            labels: as the batch has them.
+
+        Raises:
+            LikelihoodError: labels that the distribution gives no density, or logits of another kind of head.
+        """
+
+    @abstractmethod
+    def distribution(self, logits: Tensor) -> TorchDistributionMixin:
+        """The distribution of y given logits (..., row, output): batch shape (..., row)."""
+
+    def num_observations(self, labels: Tensor) -> int:
+        """What the mean of the loss, and ``num_train_examples``, count: rows, unless a row has several labels."""
+        return len(labels)
+
+    def log_density(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """log p(y_i | logits_i) of each row, (..., row), nats.
+
+        Args:
+            logits: (..., row, output); what stands before the rows, such as draws, is kept.
+            labels: as the batch has them, (row, ...).
+        """
+        checked = self.checked_labels(logits.reshape(-1, *logits.shape[-2:])[0], labels)
+        return self.distribution(logits).log_prob(checked)  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def prediction(self, logits: Tensor, labels: Tensor | None) -> Any:
+        """What `predict` returns, of logits (sample, row, output) and the rows' labels where they have some."""
+
+    @abstractmethod
+    def metrics(self, prediction: Any) -> dict[str, float]:
+        """What an evaluation reports of labelled predictions; `nll` is one of them."""
+
+    def summary(self, prediction: Any) -> Tensor:
+        """What a prediction's metrics need of its draws, (row, ...): what the Trainer gathers from all processes."""
+        return prediction.logits.movedim(0, 1)  # type: ignore[no-any-return]
+
+    def of_summary(self, summary: Tensor, labels: Tensor | None) -> Any:
+        """A prediction with the metrics of the one that `summary` was made of."""
+        return self.prediction(summary.movedim(1, 0), labels)
+
+    def log_predictive_density(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """ln 1/S sum_s p(y_i | logits_si) of each row, (row,), nats, in double precision.
+
+        Args:
+            logits: (sample, row, output).
+            labels: as the batch has them.
+        """
+        return self.log_density(logits.double(), labels).logsumexp(0) - math.log(len(logits))
+
+    def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
+        """Open `logits` (deterministic) and `y` in the plate `data`, observed if there are labels.
+
+        Args:
+            logits: (row, output).
+            labels: as the batch has them, or None to sample them.
+
+        Raises:
+            LikelihoodError: see `checked_labels`.
+        """
+        num_rows = len(logits)
+        # Without labels to look at, the logits still are.
+        observed = None if labels is None else self.checked_labels(logits, labels)
+        num_observations = num_rows if observed is None else self.num_observations(observed)
+        logits = logits.to(posterior_dtype(logits.dtype))
+        with SiteHandler({"data": num_rows}, 1 / num_observations):
+            if not densities_only():
+                # `pyro.deterministic`, less its look for NaN: on an accelerator that would stall every step.
+                known = dist.Delta(logits, event_dim=logits.dim() - 1, validate_args=False).mask(False)
+                pyro.sample("logits", known, obs=logits, infer={"_deterministic": True})
+            pyro.sample("y", self.distribution(logits), obs=observed)

@@ -19,6 +19,7 @@ from bayes_lora.inference.diagnostics.arviz_bridge import group, group_names
 from bayes_lora.inference.diagnostics.inference_data import to_inference_data
 from bayes_lora.inference.guides.latent_draws import latent_draws
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.models.own_sites import OwnSites
 from bayes_lora.randomness import stream
 from tests.networks import Batch, build_network, build_pair, make_batch
 from tests.statistics import assert_mean, deviation
@@ -373,8 +374,8 @@ def test_labels_outside_the_classes(batch: Batch) -> None:
 
 def test_other_likelihoods(batch: Batch) -> None:
     model, guide = noisy_pair()
-    model.likelihood = lambda logits, labels: None
-    with pytest.raises(LikelihoodError, match="likelihood of the model is function"):
+    model.likelihood = OwnSites(lambda logits, labels: None)
+    with pytest.raises(LikelihoodError, match="likelihood of the model is OwnSites"):
         to_inference_data(model, guide, [batch], num_samples=2)
 
 

@@ -44,6 +44,14 @@ def test_labels_outside_the_classes(batch: Batch, label: int, span: str) -> None
         poutine.trace(model).get_trace(**batch)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_several_labels_for_a_row(batch: Batch, rows: int) -> None:
+    model, _ = build_pair()
+    multi = {name: values[:rows] for name, values in batch.items()} | {"labels": torch.tensor([[1, 0, 1]] * rows)}
+    with pytest.raises(LikelihoodError, match=rf"labels have shape \({rows}, 3\) for {rows} rows.*multi-label"):
+        poutine.trace(model).get_trace(**multi)
+
+
 def small(kind: Any) -> Any:
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_labels": 3}
     config = BertConfig(vocab_size=50, num_hidden_layers=1, num_attention_heads=2, **sizes)

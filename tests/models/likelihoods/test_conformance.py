@@ -1,0 +1,128 @@
+"""Every likelihood keeps what `Likelihood` promises: found by its file, so a new one is tested by being there."""
+
+from pathlib import Path
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+import bayes_lora as bl
+from bayes_lora.errors import LikelihoodError
+from bayes_lora.inference import FitOptions, MonteCLoRAGuide, SVITrainer, fit, predict
+from bayes_lora.models import BayesianLoRA, Likelihood
+from bayes_lora.models.likelihoods.gaussian_regression import GaussianRegression
+from bayes_lora.models.likelihoods.kinds import likelihood_kinds
+from tests.networks import build_network, make_batch
+from tests.statistics import deviation
+
+NUM_ROWS, NUM_OUTPUTS = 5, 3
+KINDS = pytest.mark.parametrize("likelihood", likelihood_kinds().values(), ids=likelihood_kinds(), indirect=True)
+
+
+@pytest.fixture
+def likelihood(request: pytest.FixtureRequest) -> Likelihood:
+    found: Likelihood = request.param.of_network(nn.Identity())
+    return found
+
+
+def logits_of(*shape: int) -> Tensor:
+    return torch.randn(*shape, NUM_OUTPUTS, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+
+
+def labels_for(likelihood: Likelihood, logits: Tensor) -> Tensor:
+    return likelihood.distribution(logits)()  # type: ignore[operator,no-any-return]
+
+
+@KINDS
+def test_it_is_made_again_from_its_settings(likelihood: Likelihood) -> None:
+    again = type(likelihood)(**likelihood.settings())
+    logits = logits_of(NUM_ROWS)
+    labels = labels_for(likelihood, logits)
+    assert torch.equal(again.log_density(logits, labels), likelihood.log_density(logits, labels))
+    assert again.settings() == likelihood.settings()
+
+
+@KINDS
+def test_the_sites_hold_the_mean_density(likelihood: Likelihood) -> None:
+    logits = logits_of(NUM_ROWS)
+    drawn = poutine.trace(likelihood).get_trace(logits, None).nodes["y"]["value"]
+    trace = poutine.trace(likelihood).get_trace(logits, drawn)
+    density = likelihood.log_density(logits, drawn)
+    assert density.shape == (NUM_ROWS,)
+    expected = density.sum() / likelihood.num_observations(drawn)
+    torch.testing.assert_close(trace.log_prob_sum(lambda name, _: name == "y"), expected)
+    assert torch.equal(trace.nodes["logits"]["value"], logits)
+    several = likelihood.log_density(torch.stack([logits, 2 * logits]), drawn)
+    torch.testing.assert_close(several, torch.stack([density, likelihood.log_density(2 * logits, drawn)]))
+
+
+def mean_score(likelihood: Likelihood) -> Tensor:
+    """Deviations from 0 of the mean gradient of the log density at labels of its own, in standard errors."""
+    logits = logits_of(1).expand(20_000, NUM_OUTPUTS).clone().requires_grad_()
+    labels = labels_for(likelihood, logits.detach())
+    (score,) = torch.autograd.grad(likelihood.log_density(logits, labels).sum(), logits)
+    return deviation(score, 0.0)
+
+
+@KINDS
+def test_it_is_a_density(likelihood: Likelihood) -> None:
+    """E d/dlogits log p(y | logits) = 0, since p sums to 1 at all logits."""
+    assert mean_score(likelihood).abs().max() < 5
+
+
+def test_a_density_without_its_norm_is_seen() -> None:
+    class Unnormalized(dist.Normal):  # type: ignore[misc]
+        def log_prob(self, value: Tensor) -> Tensor:
+            return super().log_prob(value) + 0.1 * self.loc.square()  # type: ignore[no-any-return]
+
+    class Wrong(GaussianRegression):
+        def distribution(self, logits: Tensor) -> TorchDistributionMixin:
+            return Unnormalized(logits, self.noise_scale).to_event(1)
+
+    assert mean_score(Wrong(1.0)).abs().max() > 5
+
+
+@KINDS
+def test_labels_of_other_rows_are_refused(likelihood: Likelihood) -> None:
+    logits = logits_of(NUM_ROWS + 1)
+    labels = labels_for(likelihood, logits)
+    with pytest.raises(LikelihoodError, match="labels"):
+        likelihood.checked_labels(logits[:-1], labels)
+
+
+@KINDS
+def test_what_is_predicted(likelihood: Likelihood) -> None:
+    logits = logits_of(4, NUM_ROWS)
+    labels = labels_for(likelihood, logits[0])
+    prediction = likelihood.prediction(logits, labels)
+    metrics = likelihood.metrics(prediction)
+    # The predictive averages densities over draws, not their logarithms.
+    densities = likelihood.log_density(logits, labels).exp().mean(0)
+    assert metrics["nll"] == pytest.approx(-float(densities.log().mean()))
+    torch.testing.assert_close(likelihood.log_predictive_density(logits, labels), densities.log())
+    assert likelihood.metrics(likelihood.of_summary(likelihood.summary(prediction), labels)) == pytest.approx(metrics)
+    assert likelihood.prediction(logits, None).labels is None
+
+
+@KINDS
+def test_it_trains_and_predicts(likelihood: Likelihood, tmp_path: Path) -> None:
+    model = BayesianLoRA(build_network(), bl.MonteCLoRAConfig(), likelihood)
+    guide = MonteCLoRAGuide(model)
+    batch: dict[str, Any] = make_batch()
+    batch["labels"] = poutine.trace(model).get_trace(**{**batch, "labels": None}).nodes["y"]["value"].detach()
+    rows = [{name: values[row] for name, values in batch.items()} for row in range(NUM_ROWS)]
+    (entry,) = fit(model, guide, rows, FitOptions(epochs=1, batch_size=NUM_ROWS)).history
+    assert entry["nll"] > 0
+    prediction = predict(model, guide, [batch], num_samples=3)
+    options = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = SVITrainer(model, guide, options, eval_dataset=rows, num_samples=3)
+    evaluated = trainer.evaluate()
+    for name, value in likelihood.metrics(prediction).items():
+        assert evaluated[f"eval_{name}"] == pytest.approx(value, rel=1e-5), name
+        assert f"eval_point_{name}" in evaluated
+    assert evaluated["eval_loss"] == pytest.approx(evaluated["eval_nll"], rel=1e-5)
