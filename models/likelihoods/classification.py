@@ -48,13 +48,14 @@ class Classification(Likelihood):
         """(example,) classes.
 
         Raises:
-            LikelihoodError: logits that are not (example, class); not one label for each row, or one outside the classes.
+            LikelihoodError: logits that are not (example, class); not one label for each row; one outside the
+                classes.
         """
         num_examples, num_classes = _shape(logits)
         if labels.numel() != num_examples:
             raise LikelihoodError(
-                f"the labels have shape {tuple(labels.shape)} for {num_examples} rows; classification has one class for "
-                "each row. Several classes at once are multi-label classification, which this likelihood is not for."
+                f"the labels have shape {tuple(labels.shape)} for {num_examples} rows; classification has one class "
+                "for each row. Several classes at once are multi-label classification, which this likelihood is not for."
             )
         labels = labels.reshape(-1)
         if labels.is_floating_point():

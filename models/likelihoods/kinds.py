@@ -10,4 +10,4 @@ from bayes_lora.models.likelihoods.likelihood import Likelihood
 @cache
 def likelihood_kinds() -> dict[str, type[Likelihood]]:
     """Every likelihood that a module of this package defines."""
-    return {found.kind: found for found in classes_of(likelihoods, Likelihood)}
+    return {found.kind: found for found in classes_of(likelihoods, Likelihood)}  # type: ignore[type-abstract]
