@@ -55,7 +55,7 @@ class Classification(Likelihood):
         if labels.numel() != num_examples:
             raise LikelihoodError(
                 f"the labels have shape {tuple(labels.shape)} for {num_examples} rows; classification has one class "
-                "for each row. Several classes at once are multi-label classification, which this likelihood is not for."
+                "for each row. Several classes at once are multi-label classification: another likelihood."
             )
         labels = labels.reshape(-1)
         if labels.is_floating_point():
