@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bayes_lora.experiments.tasks.rows import Row
+from bayes_lora.experiments.rows.rows import Row
 
 
 def say(line: str) -> None:

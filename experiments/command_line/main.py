@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,14 +18,13 @@ from bayes_lora.experiments.command_line.ground_truth import ground_truth_comman
 from bayes_lora.experiments.command_line.options import require_alone, rows_source, run_config
 from bayes_lora.experiments.command_line.push import push_command
 from bayes_lora.experiments.demo.demo import run_demo
+from bayes_lora.experiments.rows.rows import write_jsonl
 from bayes_lora.experiments.runs.device import DeviceOption, resolve_device
 from bayes_lora.experiments.runs.outputs import check_output
-from bayes_lora.experiments.runs.predictions import class_ids, described_rows, own_rows
+from bayes_lora.experiments.runs.predictions import described_rows, own_rows
 from bayes_lora.experiments.runs.run_config import METHODS
 from bayes_lora.experiments.runs.runs import fit_run, load_run, resume_run
-from bayes_lora.experiments.tasks.rows import write_jsonl
 from bayes_lora.experiments.tasks.tasks import checked_rows
-from bayes_lora.inference import evaluate
 from bayes_lora.inference.training.scale_schedule import ScaleScheduleKind
 
 app = typer.Typer(
@@ -158,9 +156,11 @@ def predict_command(
     rows = own_rows(run, task) if input_file is None else checked_rows(task, input_file, labelled=False)
     data = fitted.encode(rows, with_labels=False)
     prediction = fitted.predict(data, num_samples=num_samples, at_mean=at_mean, console=Console(stderr=True))
-    labels = class_ids(task, rows, by_name=input_file is not None and fitted.config.labels_are_names)
-    prediction = replace(prediction, labels=labels)
-    metrics = None if labels is None else evaluate(prediction.mean_probs, labels)
+    by_name = input_file is not None and fitted.config.labels_are_names
+    labels = task.family.labels_of(rows, task.label_column, task.label_names, by_name=by_name)
+    likelihood = fitted.model.likelihood
+    prediction = likelihood.prediction(prediction.logits, labels)
+    metrics = None if labels is None else likelihood.metrics(prediction)
     described = described_rows(task, rows, prediction)
     if output is not None:
         write_jsonl(output, described)

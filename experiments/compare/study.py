@@ -1,7 +1,7 @@
 """What all methods of a comparison share: rows, base model, training and seeds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from bayes_lora.checks import require_choice, require_count, require_fraction, require_seed
 from bayes_lora.errors import ConfigurationError, DataError
+from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.tasks.encoding import encode
-from bayes_lora.experiments.tasks.rows import Row, hold_out
 from bayes_lora.experiments.tasks.sources import RowsSource, digest
 from bayes_lora.experiments.tasks.tasks import Task, TaskRows, load_task
 from bayes_lora.inference import FitOptions, Prediction
@@ -75,6 +75,11 @@ class Study:
             raise ConfigurationError(
                 f"--outside {self.outside} is the task itself, whose rows cannot be told from its rows. Name another."
             )
+        if self.source.task_type != "classification":
+            raise ConfigurationError(
+                f"task type {self.source.task_type!r}: the tables and tests of a comparison are of class probabilities "
+                "so far. Compare on a classification; 'bayes-lora fit' takes every type."
+            )
         for seed in self.seeds:
             require_seed("seeds", seed)
         require_count("num_samples", self.num_samples)
@@ -97,10 +102,12 @@ class Study:
         rows = self.source.load()
         column, known = rows.task.label_column, rows.train[: self.train_rows]
         _require_classes("--train-rows", rows.train, known, column)
-        fit, held_out = hold_out(known, column, Path(self.source.train_file or rows.task.name), fraction=self.held_out)
+        fit, held_out = rows.task.family.hold_out(
+            known, column, Path(self.source.train_file or rows.task.name), fraction=self.held_out
+        )
         evaluated = rows.validation
         if self.eval_split == "held_out":  # what is chosen on some of these rows is not judged by them
-            held_out, evaluated = hold_out(held_out, column, Path(rows.task.name), fraction=0.5)
+            held_out, evaluated = rows.task.family.hold_out(held_out, column, Path(rows.task.name), fraction=0.5)
         _require_classes("--eval-rows", evaluated, evaluated[: self.eval_rows], column)
         outside = None
         if self.outside is not None:
@@ -113,7 +120,8 @@ class Study:
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the places of the rows on this machine: what they are, their checksum says."""
         found = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
-        del found["source"]["data_dir"], found["outside_dir"]
+        # The only type that can be compared, which is not written, so that studies from before there were types go on.
+        del found["source"]["data_dir"], found["source"]["task_type"], found["outside_dir"]
         return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
@@ -151,7 +159,7 @@ class EncodedRows:
     data: "Dataset"
     row_ids: tuple[str, ...]
     batch_size: int
-    collate: DataCollatorWithPadding
+    collate: Callable[[list[Any]], dict[str, Any]]
 
     @cached_property
     def by_length(self) -> list[int]:
@@ -166,7 +174,7 @@ class EncodedRows:
         """Encode; rows from outside keep no labels, which would mean something else here."""
         data = encode(task, list(rows), tokenizer, max_length=study.max_length, with_labels=labelled)
         ids = tuple(row_id(row, task.columns) for row in rows)
-        return cls(data, ids, study.training.batch_size, DataCollatorWithPadding(tokenizer))
+        return cls(data, ids, study.training.batch_size, task.family.collate(tokenizer))
 
     def loader(self) -> "DataLoader[Any]":
         """In batches, by length; the global generator is left as it is."""

@@ -9,14 +9,13 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding
 
 from bayes_lora.errors import DataError
+from bayes_lora.experiments.rows.rows import Row, read_rows
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.experiments.runs.outputs import HISTORY_FILE
 from bayes_lora.experiments.runs.predictions import own_rows
 from bayes_lora.experiments.runs.runs import Run, load_run
-from bayes_lora.experiments.tasks.rows import Row, read_rows
 from bayes_lora.inference import Prediction, to_inference_data
 from bayes_lora.inference.diagnostics import (
     Convergence,
@@ -102,7 +101,7 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
     if any(not isinstance(row.get(task.label_column), int) for row in rows):
         raise DataError(f"the rows that {folder} was evaluated on have no labels. Diagnose a run with labelled rows.")
     history = read_rows(folder / HISTORY_FILE)
-    data, collate = run.encode(rows), DataCollatorWithPadding(run.tokenizer)
+    data, collate = run.encode(rows), run.config.task.family.collate(run.tokenizer)
     loader: DataLoader[Any] = DataLoader(data, batch_size=run.config.training.batch_size, collate_fn=collate)
     some = data.select(range(min(_MAP_ROWS, len(rows))))
     parts = _parts(run)

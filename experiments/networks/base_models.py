@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -15,10 +14,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from bayes_lora.errors import BaseModelError, ConfigurationError
+from bayes_lora.experiments.families.family import TaskFamily, task_family
 
 
 class BaseModel(NamedTuple):
-    """A sequence classifier, its tokenizer, and the paths of its modules that start at random."""
+    """A network with a task head, its tokenizer, and the paths of its modules that start at random."""
 
     network: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -66,26 +66,30 @@ def resolve_base_model(name: str) -> str:
     return name
 
 
-def load_base_model(name: str, label_names: Sequence[str]) -> BaseModel:
-    """A sequence classifier with a new head for these classes, its tokenizer, and which of its modules are new.
+def load_base_model(name: str, label_names: Sequence[str], task_type: str = "classification") -> BaseModel:
+    """A network with a new head for a task, its tokenizer, and which of its modules are new.
 
     A tokenizer without a padding token (GPT-2, LLaMA) pads with its end-of-sequence token, and the network is told.
 
     Args:
         name: as `resolve_base_model` takes it.
-        label_names: (class,) what the class ids mean; at least two.
+        label_names: (class,) what the class ids mean.
+        task_type: the name of a `TaskFamily`, which says what the head is.
 
     Raises:
-        ConfigurationError: fewer than two classes.
+        TaskError: an unknown type.
+        ConfigurationError: label names that do not suit it, such as fewer than two classes.
         BaseModelError: the model cannot be found or opened, or is no text classifier.
     """
-    if len(label_names) < 2:
-        raise ConfigurationError(f"label_names={tuple(label_names)!r}: a classifier needs at least two classes.")
+    family = task_family(task_type)
+    fault = family.check_names(label_names)
+    if fault is not None:
+        raise ConfigurationError(f"label_names={tuple(label_names)!r}: the task {fault}.")
     source = resolve_base_model(name)
     try:
         # Without trust_remote_code=False, transformers would ask on the terminal, and wait.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        network, new_modules = _load_network(source, label_names)
+        network, new_modules = _load_network(source, family, label_names)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise BaseModelError(
             f"The base model {name!r} could not be loaded as a text classifier ({type(error).__name__}: {error}). "
@@ -131,7 +135,9 @@ class _HeldReports(logging.Filter):
         return not held
 
 
-def _load_network(source: str, label_names: Sequence[str]) -> tuple[PreTrainedModel, tuple[str, ...]]:
+def _load_network(
+    source: str, family: TaskFamily, label_names: Sequence[str]
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The network and its new modules, without the report that its head is new: that is so for every base model.
 
     A report is passed on where it says more: that the checkpoint lacks weights of the transformer itself, or that its
@@ -147,10 +153,9 @@ def _load_network(source: str, label_names: Sequence[str]) -> tuple[PreTrainedMo
     expected = False
     try:
         network: PreTrainedModel
-        network, report = AutoModelForSequenceClassification.from_pretrained(
+        network, report = family.auto_class().from_pretrained(
             source,
-            id2label=dict(enumerate(label_names)),
-            label2id={label: index for index, label in enumerate(label_names)},
+            **family.head(label_names),
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # a head for another number of classes is replaced; all else is refused
             output_loading_info=True,

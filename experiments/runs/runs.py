@@ -10,35 +10,44 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from bayes_lora.errors import DataError, RunExistsError
 from bayes_lora.experiments.networks.base_models import load_base_model
-from bayes_lora.experiments.runs.run_card import write_run_card
+from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter, load_adapter
+from bayes_lora.experiments.rows.rows import Row, write_jsonl
 from bayes_lora.experiments.runs.device import CPU
-from bayes_lora.experiments.tasks.encoding import encode
-from bayes_lora.inference.finetuning.lora import add_lora
-from bayes_lora.experiments.runs.outputs import CHECKPOINTS_FOLDER, CONFIG_FILE, ENVIRONMENT_FILE, HISTORY_FILE, METRICS_FILE, POSTERIOR_FOLDER, PREDICTIONS_FILE, check_folder, claim_folder
-from bayes_lora.files import write_json
 from bayes_lora.experiments.runs.machine import environment
+from bayes_lora.experiments.runs.outputs import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    POSTERIOR_FOLDER,
+    PREDICTIONS_FILE,
+    check_folder,
+    claim_folder,
+)
 from bayes_lora.experiments.runs.predictions import described_rows
-from bayes_lora.experiments.tasks.rows import Row, write_jsonl
+from bayes_lora.experiments.runs.run_card import write_run_card
 from bayes_lora.experiments.runs.run_config import RunConfig, read_config
+from bayes_lora.experiments.tasks.encoding import encode
 from bayes_lora.experiments.tasks.sources import digest
 from bayes_lora.experiments.tasks.tasks import TaskRows
-from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter, load_adapter
+from bayes_lora.files import write_json
 from bayes_lora.inference import (
     FitResult,
     MonteCLoRAGuide,
     Prediction,
-    evaluate,
     fit,
     load_posterior,
     predict,
     save_posterior,
 )
-from bayes_lora.randomness import seeded
+from bayes_lora.inference.finetuning.lora import add_lora
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.randomness import seeded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,7 +79,7 @@ class Run:
         if num_samples is None:
             num_samples = self.config.num_samples
         training = self.config.training
-        collate = DataCollatorWithPadding(self.tokenizer)
+        collate = self.config.task.family.collate(self.tokenizer)
         loader: DataLoader[Any] = DataLoader(data, batch_size=training.batch_size, collate_fn=collate)
         what = "predict at the mean" if at_mean else f"predict with {num_samples} draws"
         shown = console is not None and console.is_terminal
@@ -84,19 +93,19 @@ def new_run(config: RunConfig, device: torch.device = CPU) -> Run:
     Head and adapters are new, or those of a trained adapter.
     """
     with seeded(config.training.seed, CPU):
-        base = load_base_model(config.base_model, config.task.label_names)
+        base = load_base_model(config.base_model, config.task.label_names, config.task.task_type)
         if isinstance(config.lora, TrainedAdapter):
             network = load_adapter(base, config.lora)
         else:
             network = add_lora(base.network, base.new_modules, config.lora)
-        model = BayesianLoRA(network, config.posterior)
+        model = BayesianLoRA(network, config.posterior, config.task.family.likelihood(network))
         guide = MonteCLoRAGuide(model)
     return Run(config, model.to(device), guide.to(device), base.tokenizer)
 
 
 def train(run: Run, data: "Dataset", console: Console | None = None, checkpoints: Path | None = None) -> FitResult:
     """Fit the run on encoded, labelled rows, from the newest whole checkpoint where there is one."""
-    collate = DataCollatorWithPadding(run.tokenizer)
+    collate = run.config.task.family.collate(run.tokenizer)
     return fit(
         run.model, run.guide, data, run.config.training, collate=collate, console=console, checkpoints=checkpoints
     )
@@ -164,11 +173,10 @@ def _complete(prepared: _Prepared, out: Path, console: Console) -> dict[str, Any
     point = run.predict(prepared.validation, at_mean=True, console=console)
     predictive = run.predict(prepared.validation, console=console)
     write_jsonl(out / PREDICTIONS_FILE, described_rows(run.config.task, rows.validation, predictive, point))
-    assert predictive.labels is not None
     metrics = {
         "method": run.config.method,
-        "point": evaluate(point.mean_probs, predictive.labels),
-        "posterior_predictive": evaluate(predictive.mean_probs, predictive.labels),
+        "point": run.model.likelihood.metrics(point),
+        "posterior_predictive": run.model.likelihood.metrics(predictive),
         "num_train": len(rows.train),
         "num_validation": len(rows.validation),
         "num_samples": run.config.num_samples,
@@ -198,6 +206,6 @@ def load_run(folder: Path, device: torch.device = CPU) -> Run:
     # What the base's checkpoint lacks is new here too, until the posterior replaces it: so the caller's generators
     # must be left as they were.
     with seeded(config.training.seed, CPU):
-        base = load_base_model(config.base_model, config.task.label_names)
+        base = load_base_model(config.base_model, config.task.label_names, config.task.task_type)
     model, guide = load_posterior(base.network, folder / POSTERIOR_FOLDER)
     return Run(config, model.to(device), guide.to(device), base.tokenizer)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.tasks.rows import Row
+from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.tasks.tasks import Task, TaskRows
 
 # A concept is the list of its wordings. Wordings of one concept mean the same, those of two concepts never do: the

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from bayes_lora.errors import ConfigurationError, DataError
-from bayes_lora.experiments.tasks.rows import Row
+from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.tasks.tasks import Task
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ class RowsSource:
         label_column: their class.
         limit: use the first so many rows of each split only.
         seed: of the hold-out.
+        task_type: of those files, the name of a `TaskFamily`.
 
     Raises:
         TaskError: not one of `task` and `train_file`, or an option of the other one.
@@ -37,6 +38,7 @@ class RowsSource:
     label_column: str = "label"
     limit: int | None = None
     seed: int = 0
+    task_type: str = "classification"
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.train_file is None):
@@ -56,6 +58,7 @@ class RowsSource:
         else:
             own_label = None if self.label_column == "label" else self.label_column
             idle = {"--eval-file": self.eval_file, "--text-columns": self.text_columns, "--label-column": own_label}
+            idle |= {"--task-type": None if self.task_type == "classification" else self.task_type}
             why = f"belongs to --train-file; --task {self.task} says by itself which rows and columns it has"
         for option, value in idle.items():
             if value:
@@ -72,7 +75,12 @@ class RowsSource:
         else:
             assert self.train_file is not None
             rows = file_task(
-                Path(self.train_file), _path(self.eval_file), self.text_columns, self.label_column, seed=self.seed
+                Path(self.train_file),
+                _path(self.eval_file),
+                self.text_columns,
+                self.label_column,
+                task_type=self.task_type,
+                seed=self.seed,
             )
         return replace(rows, train=rows.train[: self.limit], validation=rows.validation[: self.limit])
 

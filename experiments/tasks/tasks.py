@@ -7,38 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from bayes_lora.errors import DataError, TaskError
-from bayes_lora.experiments.tasks.rows import Row, class_names, hold_out, read_rows, with_class_ids
-
-# What `described_rows` adds to a row.
-OUTPUT_COLUMNS = (
-    "label_name",
-    "prediction",
-    "probs",
-    "point_probs",
-    "total_entropy",
-    "aleatoric_entropy",
-    "mutual_information",
-)
+from bayes_lora.experiments.families.family import TaskFamily, task_family
+from bayes_lora.experiments.rows.rows import Row, read_rows
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task over one text or a pair of texts.
+    """A task over one text or a pair of texts.
 
     Attributes:
         name: as typed after ``--task``.
         text_columns: the one or two columns with the text.
-        label_column: the column with the class id, 0 to ``len(label_names) - 1``.
-        label_names: what the class ids mean; at least two.
+        label_column: the column with the label; of a classification the class id, 0 to ``len(label_names) - 1``.
+        label_names: what the class ids mean; empty where labels have no names.
         hub: dataset and configuration on the Hugging Face hub, or None for rows from elsewhere.
         max_length: tokens after which a row is cut.
         templates: what the model reads, where that is more than the text columns: one or two format strings over
             column names, such as "{word}: {sentence1}". Empty: the text columns as they are. Being plain text, they
             are saved with a run, where a function could not be.
+        task_type: name of its `TaskFamily`.
 
     Raises:
-        TaskError: not one or two different texts, a column that predictions have too, fewer than two classes, or a
-            template that is no plain "{column}" format.
+        TaskError: not one or two different texts, a column that predictions have too, an unknown type, label names that
+            do not suit it, or a template that is no plain "{column}" format.
     """
 
     name: str
@@ -48,6 +39,16 @@ class Task:
     hub: tuple[str, str | None] | None = None
     max_length: int = 128
     templates: tuple[str, ...] = ()
+    task_type: str = "classification"
+
+    @property
+    def family(self) -> TaskFamily:
+        """What it shares with the tasks of its type.
+
+        Raises:
+            TaskError: there is no such type.
+        """
+        return task_family(self.task_type)
 
     def __post_init__(self) -> None:
         for what, values in (("text columns", self.text_columns), ("templates", self.templates or self.text_columns)):
@@ -55,7 +56,7 @@ class Task:
                 raise TaskError(f"Task {self.name!r} has {len(values)} {what}, {values}: give one or two.")
         if len(set(self.text_columns)) < len(self.text_columns):
             raise TaskError(f"Task {self.name!r} names a text column twice, {self.text_columns}: name it once.")
-        taken = [column for column in (*self.columns, self.label_column) if column in OUTPUT_COLUMNS]
+        taken = [column for column in (*self.columns, self.label_column) if column in self.family.output_columns]
         if taken:
             raise TaskError(
                 f"Task {self.name!r}: {', '.join(map(repr, taken))} cannot be a text or label column, since "
@@ -65,10 +66,9 @@ class Task:
             raise TaskError(
                 f"Task {self.name!r}: column {self.label_column!r} is both text and label. Name two different columns."
             )
-        if len(self.label_names) < 2:
-            raise TaskError(
-                f"Task {self.name!r} has the classes {self.label_names}: classification needs at least two."
-            )
+        fault = self.family.check_names(self.label_names)
+        if fault is not None:
+            raise TaskError(f"Task {self.name!r} {fault}.")
         if self.max_length < 8:
             raise TaskError(
                 f"Task {self.name!r}: max_length={self.max_length} leaves no room for text. Give 8 or more."
@@ -120,7 +120,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskRows:
-    """A task with its rows; every label is a class id."""
+    """A task with its rows; every label is as the network learns it, such as a class id."""
 
     task: Task
     train: list[Row]
@@ -197,16 +197,16 @@ def _hub_rows(task: Task, split: str) -> list[Row]:
 
 
 def checked_rows(task: Task, path: Path, *, labelled: bool = True) -> list[Row]:
-    """The rows of a file, with every text column and, where `labelled`, a class id; other columns are kept.
+    """The rows of a file, with every text column and, where `labelled`, a label; other columns are kept.
 
     Raises:
-        DataError: the file cannot be read, or a row lacks a text or a class id.
+        DataError: the file cannot be read, or a row lacks a text or a label.
     """
     return _checked(task, read_rows(path), str(path), labelled=labelled)
 
 
 def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) -> list[Row]:
-    """The rows themselves, once each has its texts and, where `labelled`, a class id."""
+    """The rows themselves, once each has its texts and, where `labelled`, a label."""
     for number, row in enumerate(rows, start=1):
         for column in task.columns + ((task.label_column,) if labelled else ()):
             if column not in row:
@@ -217,12 +217,10 @@ def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) 
         for column in task.columns:
             if not isinstance(row[column], str):
                 raise DataError(f"{where}, row {number}, column {column!r} holds {row[column]!r}: it must be text.")
-        label = row[task.label_column] if labelled else 0
-        if not isinstance(label, int) or isinstance(label, bool) or label not in range(len(task.label_names)):
-            raise DataError(
-                f"{where}, row {number}, column {task.label_column!r} holds {label!r}: it must be an integer from 0 to "
-                f"{len(task.label_names) - 1} ({', '.join(task.label_names)})."
-            )
+        label = row[task.label_column] if labelled else None
+        fault = task.family.label_fault(label, task.label_names) if labelled else None
+        if fault is not None:
+            raise DataError(f"{where}, row {number}, column {task.label_column!r} holds {label!r}: {fault}.")
     return rows
 
 
@@ -232,36 +230,40 @@ def file_task(
     text_columns: tuple[str, ...],
     label_column: str,
     *,
+    task_type: str = "classification",
     holdout: float = 0.1,
     seed: int = 0,
 ) -> TaskRows:
     """A task made of the user's own JSON lines or CSV files.
 
-    Labels are integers or text (in CSV always text, so 1 and "1" are one class). The classes are those of the train
-    file, integers in numerical order and text in alphabetical order; rows come back with the class id as label.
+    Names of labels, where they have some, are those of the train file; rows come back with labels as the network learns
+    them.
 
     Args:
         train_file: rows to train on.
-        eval_file: rows to evaluate on; None holds out a part of the train file, with the same share of every class.
+        eval_file: rows to evaluate on; None holds out a part of the train file, of a classification with the same
+            share of every class.
         text_columns: one column, or two for a pair of texts.
-        label_column: the column with the class.
+        label_column: the column with the label.
+        task_type: the name of a `TaskFamily`.
         holdout: the fraction held out, between 0 and 1, rounded up to whole rows.
         seed: of the hold-out.
 
     Raises:
-        TaskError: not one or two text columns, or one of them is the label.
+        TaskError: an unknown type, not one or two text columns, or one of them is the label.
         ConfigurationError: `holdout` outside (0, 1).
         DataError: a file, column or label is missing or malformed; fewer than two classes; an evaluation label that
             no training row has; too few rows to hold any out.
     """
-    # The classes are not known yet: two stand-ins let the same checks of names and texts run first.
-    draft = Task(Path(train_file).name.split(".")[0], text_columns, label_column, ("0", "1"))
+    family = task_family(task_type)
+    # The names are not known yet: two stand-ins let the same checks of names and texts run first.
+    draft = Task(Path(train_file).name.split(".")[0], text_columns, label_column, ("0", "1"), task_type=task_type)
     train = checked_rows(draft, Path(train_file), labelled=False)
-    names = class_names(train, label_column, train_file)
-    train = with_class_ids(train, label_column, names, train_file)
+    names = family.names_in(train, label_column, train_file)
+    train = family.with_labels(train, label_column, names, train_file)
     if eval_file is None:
-        train, validation = hold_out(train, label_column, train_file, fraction=holdout, seed=seed)
+        train, validation = family.hold_out(train, label_column, train_file, fraction=holdout, seed=seed)
     else:
         validation = checked_rows(draft, Path(eval_file), labelled=False)
-        validation = with_class_ids(validation, label_column, names, eval_file)
+        validation = family.with_labels(validation, label_column, names, eval_file)
     return TaskRows(replace(draft, label_names=names), train, validation)

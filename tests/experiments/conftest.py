@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from bayes_lora.experiments.networks.base_models import resolve_base_model
+from bayes_lora.experiments.rows.rows import write_jsonl
 from bayes_lora.experiments.tasks.embedded_task import make_embedded_task
-from bayes_lora.experiments.tasks.rows import write_jsonl
 from tests.experiments.commands import QUICK, fit_arguments, run
 
 

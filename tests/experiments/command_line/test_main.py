@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from bayes_lora.errors import RunExistsError
+from bayes_lora.experiments.rows.rows import read_rows, write_jsonl
 from bayes_lora.experiments.runs.run_config import read_config
-from bayes_lora.experiments.tasks.rows import read_rows, write_jsonl
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 from tests.experiments.commands import QUICK, fit_arguments, run
 

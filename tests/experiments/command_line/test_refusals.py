@@ -15,7 +15,7 @@ from bayes_lora.errors import (
     RunExistsError,
     TaskError,
 )
-from bayes_lora.experiments.tasks.rows import read_rows, write_jsonl
+from bayes_lora.experiments.rows.rows import read_rows, write_jsonl
 from tests.experiments.commands import PAIRS, QUICK, fit_arguments, run
 
 OWN = ["--train-file", "ROWS", *PAIRS]

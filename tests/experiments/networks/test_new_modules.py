@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from bayes_lora.experiments.networks.base_models import load_base_model
-from bayes_lora.experiments.tasks.rows import read_rows
+from bayes_lora.experiments.rows.rows import read_rows
 from bayes_lora.inference import load_posterior
 from bayes_lora.inference.finetuning.lora import LoRAOptions, add_lora
 from tests.experiments.commands import QUICK, fit_arguments, run

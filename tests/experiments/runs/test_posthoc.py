@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from bayes_lora.errors import AdapterError, ConfigurationError
-from bayes_lora.experiments.tasks.rows import read_rows
+from bayes_lora.experiments.rows.rows import read_rows
 from bayes_lora.experiments.runs.run_config import read_config
 from tests.experiments.commands import QUICK, fit_arguments, run
 

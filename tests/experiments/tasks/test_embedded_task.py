@@ -11,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoTokenizer
 
 from bayes_lora.errors import ConfigurationError
+from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.tasks.embedded_task import EMBEDDED, NOISE_RATES, EmbeddedTask, make_embedded_task
 from bayes_lora.experiments.tasks.encoding import encode
-from bayes_lora.experiments.tasks.rows import Row
 from bayes_lora.experiments.tasks.tasks import Task
 
 # Words that any English text has; they are no topic's.

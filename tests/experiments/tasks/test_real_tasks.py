@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bayes_lora.experiments.tasks.rows import read_rows
+from bayes_lora.experiments.rows.rows import read_rows
 from tests.experiments.commands import run
 
 VARIABLE = "BAYES_LORA_DATA_DIR"

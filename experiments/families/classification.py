@@ -1,0 +1,118 @@
+"""Classification: one class for each row."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayes_lora.errors import DataError
+from bayes_lora.experiments.families.family import TaskFamily, written
+from bayes_lora.experiments.rows.rows import Row
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bayes_lora.models import Likelihood
+
+
+class Classification(TaskFamily):
+    """Labels are class ids, 0 to ``len(label_names) - 1``; files of the user's own hold the classes' names.
+
+    Names are integers or text, compared as text: 1 in a JSON lines file and "1" in a CSV file are one class.
+    """
+
+    name = "classification"
+    output_columns = (
+        "label_name",
+        "prediction",
+        "probs",
+        "point_probs",
+        "total_entropy",
+        "aleatoric_entropy",
+        "mutual_information",
+    )
+    stratified = True
+
+    def likelihood(self, network: "nn.Module") -> "Likelihood":
+        """Categorical."""
+        from bayes_lora.models import Classification as Categorical
+
+        return Categorical(network)
+
+    def head(self, label_names: Sequence[str]) -> dict[str, Any]:
+        """One output for each class, with its name."""
+        return {
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {label: index for index, label in enumerate(label_names)},
+        }
+
+    def check_names(self, label_names: Sequence[str]) -> str | None:
+        """At least two classes."""
+        if len(label_names) < 2:
+            return f"has the classes {tuple(label_names)}: classification needs at least two classes"
+        return None
+
+    def describe(self, prediction: Any, index: int, label_names: Sequence[str]) -> Row:
+        """The predicted class, probabilities by class name and entropies in nats; the label's name where known."""
+        probs = prediction.mean_probs[index]
+        known = {} if prediction.labels is None else {"label_name": label_names[int(prediction.labels[index])]}
+        return {
+            **known,
+            "prediction": label_names[int(probs.argmax())],
+            "probs": dict(zip(label_names, probs.tolist(), strict=True)),
+            "total_entropy": prediction.total_entropy[index].item(),
+            "aleatoric_entropy": prediction.aleatoric_entropy[index].item(),
+            "mutual_information": prediction.mutual_information[index].item(),
+        }
+
+    def describe_point(self, point: Any, index: int, label_names: Sequence[str]) -> Row:
+        """Probabilities by class name."""
+        return {"point_probs": dict(zip(label_names, point.mean_probs[index].tolist(), strict=True))}
+
+    def label_fault(self, label: Any, label_names: Sequence[str]) -> str | None:
+        """Class ids are integers; True and 1.0 are none."""
+        if isinstance(label, int) and not isinstance(label, bool) and label in range(len(label_names)):
+            return None
+        return f"it must be an integer from 0 to {len(label_names) - 1} ({', '.join(label_names)})"
+
+    def from_text(self, label: Any) -> Any:
+        """A class id."""
+        return int(label) if isinstance(label, str) and re.fullmatch(r"[0-9]+", label) else label
+
+    def read_label(self, written: Any, label_names: Sequence[str]) -> int:
+        """The place of a name among those of the training rows."""
+        name = _name(written)
+        if name not in label_names:
+            raise DataError(
+                f"a class that no training row has; they have {', '.join(label_names)}. Correct the label, or add "
+                "training rows of that class."
+            )
+        return list(label_names).index(name)
+
+    def names_in(self, rows: Sequence[Row], column: str, path: Path) -> tuple[str, ...]:
+        """The classes of a label column: integers in numerical, anything else in alphabetical order.
+
+        Raises:
+            DataError: a label is missing, or neither an integer nor text; or all rows have one class.
+        """
+        classes = set()
+        for number, row in enumerate(rows, start=1):
+            label = written(row, column, number, path)
+            try:
+                classes.add(_name(label))
+            except DataError as error:
+                raise DataError(f"{path}, row {number}, column {column!r} holds {label!r}: {error}") from error
+        if len(classes) < 2:
+            raise DataError(
+                f"{path}: column {column!r} holds one class only ({', '.join(classes)}). Add rows of another class, or "
+                "name another --label-column."
+            )
+        if all(re.fullmatch(r"-?[0-9]+", name) for name in classes):
+            return tuple(sorted(classes, key=lambda name: (int(name), name)))
+        return tuple(sorted(classes))
+
+
+def _name(label: Any) -> str:
+    if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
+        raise DataError("a label must be an integer or text.")
+    return str(label)

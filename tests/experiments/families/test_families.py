@@ -1,0 +1,70 @@
+"""Every family of tasks keeps what `TaskFamily` promises: found by its file, so a new one is tested by being there."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from bayes_lora.errors import TaskError
+from bayes_lora.experiments.families.family import TaskFamily, task_families
+from bayes_lora.experiments.networks.base_models import load_base_model
+from bayes_lora.experiments.rows.rows import read_rows
+from bayes_lora.experiments.runs.run_config import RunConfig
+from bayes_lora.experiments.runs.runs import fit_run, load_run
+from bayes_lora.experiments.tasks.sources import RowsSource
+from bayes_lora.experiments.tasks.tasks import Task
+from bayes_lora.inference import FitOptions
+
+FAMILIES = pytest.mark.parametrize("family", task_families().values(), ids=task_families())
+NUM_ROWS = 24
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    """Labels 0, 1 and 2: names of classes, counts, or real numbers."""
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        writer.writerows([f"the {'very ' * (index % 3)}old house", index % 3] for index in range(NUM_ROWS))
+    return path
+
+
+def test_unknown_types_are_named() -> None:
+    with pytest.raises(TaskError, match=r"no type of task 'poetry'\. The types are .*classification"):
+        Task("t", ("text",), "label", ("0", "1"), task_type="poetry")
+
+
+@FAMILIES
+def test_labels_are_read_and_read_back(family: TaskFamily, rows_file: Path) -> None:
+    rows = RowsSource(train_file=str(rows_file), text_columns=("text",), task_type=family.name).load()
+    assert Task.from_json(rows.task.to_json()) == rows.task
+    assert len(rows.train) + len(rows.validation) == NUM_ROWS
+    names = rows.task.label_names
+    assert all(family.label_fault(row["label"], names) is None for row in [*rows.train, *rows.validation])
+    assert family.label_fault(None, names)
+    written = read_rows(rows_file)
+    labels = family.labels_of(written, "label", names, by_name=True)
+    assert labels.tolist() == [row["label"] for row in family.with_labels(written, "label", names, rows_file)]
+    assert family.labels_of([{"text": "no label"}], "label", names, by_name=True) is None
+
+
+@FAMILIES
+def test_a_run_of_it(family: TaskFamily, rows_file: Path, base: str, tmp_path: Path) -> None:
+    """Fitted, evaluated, saved, opened again, and the same then."""
+    source = RowsSource(train_file=str(rows_file), text_columns=("text",), task_type=family.name)
+    rows = source.load()
+    config = RunConfig(rows.task, base, training=FitOptions(epochs=1, batch_size=8), num_samples=3, source=source)
+    metrics = fit_run(config, rows, tmp_path / "run", overwrite=False, console=Console(quiet=True))
+    assert metrics["posterior_predictive"]["nll"] > 0
+    assert metrics["point"].keys() == metrics["posterior_predictive"].keys()
+    described = read_rows(tmp_path / "run" / "predictions.jsonl")
+    assert {name for row in described for name in row} == {"text", "label", *family.output_columns}
+
+    found = load_run(tmp_path / "run")
+    assert type(found.model.likelihood) is type(family.likelihood(load_base_model(base, rows.task.label_names).network))
+    prediction = found.predict(found.encode(rows.validation))
+    assert found.model.likelihood.metrics(prediction) == metrics["posterior_predictive"]
+    assert torch.isfinite(prediction.logits).all()
