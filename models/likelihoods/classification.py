@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from bayes_lora.checks import require_class_ids
 from bayes_lora.effect_handlers import SiteHandler, densities_only
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.precision import posterior_dtype
@@ -58,13 +59,9 @@ class Classification:
                     "numbers from 0 up."
                 )
             # On an accelerator this look would stall every step; there the data sets are checked when they are read.
-            on_host = labels.device.type == "cpu" and num_examples > 0
-            least, most = (int(label) for label in labels.aminmax()) if on_host else (0, 0)
-            if not 0 <= least <= most < num_classes:
-                raise LikelihoodError(
-                    f"labels run from {least} to {most}, but the network has {num_classes} classes, 0 to "
-                    f"{num_classes - 1}. Load it with num_labels={most + 1}, or correct the labels."
-                )
+            if labels.device.type == "cpu":
+                remedy = "Load the network with num_labels={needed}, or correct the labels."
+                require_class_ids(labels, num_classes, LikelihoodError, remedy)
         logits = logits.to(posterior_dtype(logits.dtype))
         recorded = not densities_only()
         with SiteHandler({"data": num_examples}, 1 / num_examples):

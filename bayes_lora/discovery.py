@@ -1,0 +1,18 @@
+"""Finding what stands in the files of a package, so that a new file is all it takes to add to it."""
+
+import pkgutil
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+
+
+def modules_of(package: str) -> Iterator[ModuleType]:
+    """Every module of a package, imported, in alphabetical order; packages inside of it are left out.
+
+    Example:
+        >>> [module.__name__ for module in modules_of("bayes_lora.distributions")][-1]
+        'bayes_lora.distributions.wishart'
+    """
+    for found in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
+        if not found.ispkg:
+            yield import_module(found.name)
