@@ -1,9 +1,11 @@
-"""Checks of options: each returns nothing, or raises an error that names the option, its value and what it may be."""
+"""Checks of options and labels: each returns nothing, or raises an error that names what it saw and what may be."""
 
 import math
 from typing import Any
 
-from bayes_lora.errors import ConfigurationError
+from torch import Tensor
+
+from bayes_lora.errors import BayesLoRAError, ConfigurationError
 
 
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -40,6 +42,25 @@ def require_seed(name: str, value: Any) -> None:
     """An integer that every generator takes: 0 <= seed < 2^32."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**32:
         raise ConfigurationError(f"{name}={value!r} must be an integer from 0 to 2^32 - 1.")
+
+
+def require_class_ids(labels: Tensor, num_classes: int, error: type[BayesLoRAError], remedy: str) -> None:
+    """Labels (example,), as many as there may be, from 0 to num_classes - 1.
+
+    Args:
+        labels: the labels.
+        num_classes: of the network, or of the predictions.
+        error: what is raised where they are not.
+        remedy: what to do then; ``{needed}`` in it is the number of classes that the labels would need.
+    """
+    if not labels.numel():
+        return
+    least, most = (bound.item() for bound in labels.aminmax())
+    if not 0 <= least <= most < num_classes:
+        raise error(
+            f"labels run from {least} to {most}, but there are {num_classes} classes, 0 to {num_classes - 1}. "
+            + remedy.format(needed=int(most) + 1)
+        )
 
 
 def _is_number(value: object) -> bool:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +48,6 @@ def sha256_of(path: Path) -> str:
     """The checksum of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_sealed(path: Path, description: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all, that holds the checksum of what it says under "sha256"."""
-    sealed = {**description, "sha256": _digest(description)}
-    write_whole(path, (json.dumps(sealed, indent=2) + "\n").encode())
-
-
-def is_sealed(description: Mapping[str, Any]) -> bool:
-    """Whether a description says what it said when `write_sealed` wrote it, however it is laid out."""
-    return description.get("sha256") == _digest({name: v for name, v in description.items() if name != "sha256"})
-
-
-def _digest(description: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def write_file(path: Path, data: bytes) -> None:

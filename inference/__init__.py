@@ -3,6 +3,7 @@
 from bayes_lora.inference.diagnostics.inference_data import to_inference_data
 from bayes_lora.inference.diagnostics.inference_data_files import load_inference_data, save_inference_data
 from bayes_lora.inference.guides.autoguides import AutoAdapterGuide, autoguide
+from bayes_lora.inference.guides.lora_guide import LoRAGuide
 from bayes_lora.inference.guides.mean_field import MeanFieldGuide
 from bayes_lora.inference.guides.monteclora import MonteCLoRAGuide
 from bayes_lora.inference.predictors.base_rate import BaseRate
@@ -48,6 +49,7 @@ __all__ = [
     "LaplaceOptions",
     "LaplacePosterior",
     "LaplacePredictor",
+    "LoRAGuide",
     "MCDropout",
     "MeanFieldGuide",
     "MonteCLoRAGuide",

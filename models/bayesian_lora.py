@@ -17,11 +17,19 @@ from bayes_lora.distributions.column_normal import IsotropicColumnNormal
 from bayes_lora.distributions.wishart import Wishart
 from bayes_lora.effect_handlers import densities_only
 from bayes_lora.errors import AdapterError, ConfigurationError
-from bayes_lora.models.latent_sites import Latents, LatentSites
+from bayes_lora.models.latent_sites import KL_TERMS, Latents, LatentSites
 from bayes_lora.models.likelihoods.classification import Classification
 from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
 from bayes_lora.models.own_sites import OwnSites
 from bayes_lora.precision import posterior_dtype
+
+# The term of the loss that a site of the model belongs to, by the first part of the site's name.
+LOSS_TERMS = {"y": "nll", **KL_TERMS, "cooperative": "cooperative"}
+
+
+def term_of(site: str) -> str:
+    """The term of the loss that a site belongs to; one that is not of `BayesianLoRA` is a term of its own."""
+    return LOSS_TERMS.get(site.split("_")[0], site)
 
 
 class BayesianLoRA(nn.Module):

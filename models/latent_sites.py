@@ -23,6 +23,9 @@ from bayes_lora.effect_handlers import SiteHandler
 from bayes_lora.errors import UnsupportedELBOError
 from bayes_lora.precision import posterior_dtype
 
+# The term of the loss that a site belongs to, by the first part of its name.
+KL_TERMS = {"pi": "kl_dirichlet", "Sigma": "kl_wishart", "S": "kl_normal", "A": "kl_normal"}
+
 # Given a group, its mixture weights pi (..., adapter, component) and a function that gives its covariance factors
 # (..., adapter, [component,] rank, rank): the distribution of the group's column site.
 ColumnDistribution = Callable[[AdapterGroup, Tensor, Callable[[], Tensor]], ColumnNormal]
@@ -105,6 +108,15 @@ class LatentSites:
         """Name of the group's site: S, the noise, or A itself."""
         return ("S" if self.config.objective == "paper" else "A") + group.suffix
 
+    def covariance_site(self, rank: int) -> str:
+        """Name of the site of the covariances of this rank."""
+        return f"Sigma_r{rank}"
+
+    @property
+    def shaping_sites(self) -> tuple[str, ...]:
+        """Names of the sites that shape the noise, which the columns are; by rank, so from first adapter to last."""
+        return ("pi", *map(self.covariance_site, self.ranks))
+
     def means(self, group: AdapterGroup) -> Tensor:
         """mu of the group's adapters, by column: (adapter, column, rank)."""
         like = self.example
@@ -162,7 +174,7 @@ class LatentSites:
 
         Not the factors themselves: the model needs none, and a covariance set from outside has to be decomposed.
         """
-        name = f"Sigma_r{rank}"
+        name = self.covariance_site(rank)
         with self._handlers[f"_r{rank}"]:
             covariance = pyro.sample(name, fn)
         return cache(lambda: _as_shape(name, cholesky_factor(covariance), fn.batch_shape + fn.event_shape))

@@ -60,6 +60,16 @@ def make_batch() -> Batch:
     }
 
 
+def learnable_rows(count: int = 48) -> list[dict[str, Any]]:
+    """The label is the third of the vocabulary that all of a row's tokens come from."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for i in range(count):
+        tokens = 1 + 16 * (i % 3) + torch.randint(0, 15, (6,), generator=generator)
+        rows.append({"input_ids": tokens.tolist(), "attention_mask": [1] * 6, "labels": i % 3})
+    return rows
+
+
 def build_pair(network: peft.PeftModel | None = None, **config: Any) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
     """Model and guide on a small network, alpha and v moved away from the prior."""
     model = BayesianLoRA(build_network() if network is None else network, bl.MonteCLoRAConfig(**config))

@@ -205,7 +205,12 @@ def mean_and_standard_error(values: Sequence[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return mean, math.nan
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return mean, standard_error(torch.tensor(values, dtype=torch.double)).item()
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Of the mean of independent values (value, ...): the sample deviation (n - 1) / sqrt(n), (...)."""
+    return values.std(0) / math.sqrt(len(values))
 
 
 def _over_seeds(losses: Tensor) -> Tensor:

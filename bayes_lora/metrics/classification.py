@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score as sklearn_f1
 from sklearn.metrics import matthews_corrcoef
 from torch import Tensor
 
+from bayes_lora.checks import require_class_ids
 from bayes_lora.errors import DataError
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.metrics.uncertainty import (
@@ -165,7 +166,7 @@ def matthews_correlation(probs: Tensor, labels: Tensor) -> float:
 def expected_calibration_error(probs: Tensor, labels: Tensor, num_bins: int = ECE_BINS) -> float:
     """sum_b n_b / n |accuracy_b - confidence_b| over equal-width bins of the largest probability (Naeini et al. 2015).
 
-    Bins are open on the left and closed on the right; empty bins count nothing.
+    The bins are those of `confidence_bins`; empty ones count nothing.
     """
     counts, confidence, correct = calibration_bins(probs, labels, num_bins)
     return (counts * (correct - confidence).abs()).nansum().div(counts.sum()).item()
@@ -189,11 +190,16 @@ def adaptive_calibration_error(probs: Tensor, labels: Tensor, num_bins: int = EC
     return gaps.abs().sum().div(num_rows).item()
 
 
+def confidence_bins(confidence: Tensor, num_bins: int = ECE_BINS) -> Tensor:
+    """Which of the equal-width bins each confidence lies in, from 0; open on the left and closed on the right."""
+    return (confidence * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
+
+
 def calibration_bins(probs: Tensor, labels: Tensor, num_bins: int = ECE_BINS) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean confidence and accuracy of each bin (bin,); the last two are NaN where a bin is empty."""
     _check(probs, labels)
     confidence, predicted = probs.double().max(-1)
-    bins = (confidence * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
+    bins = confidence_bins(confidence, num_bins)
     counts, total_confidence, total_correct = (
         torch.zeros(num_bins, dtype=torch.double).index_add(0, bins, values)
         for values in (torch.ones_like(confidence), confidence, (predicted == labels).double())
@@ -230,8 +236,4 @@ def _check(probs: Tensor, labels: Tensor) -> None:
             "some probabilities are NaN or infinite, so no metric means anything. Look at the fit: its loss or weights "
             "are NaN as well."
         )
-    if not 0 <= labels.min() <= labels.max() < probs.shape[-1]:
-        raise DataError(
-            f"labels run from {labels.min()} to {labels.max()}, but there are {probs.shape[-1]} classes, 0 to "
-            f"{probs.shape[-1] - 1}. Correct the labels."
-        )
+    require_class_ids(labels, probs.shape[-1], DataError, "Correct the labels.")

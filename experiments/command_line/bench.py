@@ -31,6 +31,7 @@ from bayes_lora.experiments.bench.results import Results, read_results
 from bayes_lora.experiments.bench.suites import SUITES, Bench, run_bench
 from bayes_lora.experiments.command_line.console import say
 from bayes_lora.experiments.command_line.options import typed
+from bayes_lora.experiments.networks.named_models import base_model_help
 from bayes_lora.files import write_file, write_json
 
 RESULTS_FILE, PAGE_FILE, PICTURE_FILE = "bench.json", "bench.md", "bench.png"
@@ -48,7 +49,7 @@ def bench_command(
         int | None, typer.Option(help=f"Turns of each contender; by default {_ROUNDS}, quick {_QUICK_ROUNDS}.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The smallest case of each suite, a few rounds.")] = False,
-    base_model: Annotated[str | None, typer.Option(help="Hub name, local folder, or minilm (the default).")] = None,
+    base_model: Annotated[str | None, typer.Option(help=f"{base_model_help()} Default: minilm.")] = None,
     check: Annotated[
         Path | None,
         typer.Option(help=f"Earlier results: measure their suites, fail on a ratio over {TOLERANCE:.0%} worse."),

@@ -30,6 +30,7 @@ from bayes_lora.experiments.compare.report import (
 )
 from bayes_lora.experiments.compare.running import Results, run_study
 from bayes_lora.experiments.compare.study import EvalSplit, Study
+from bayes_lora.experiments.networks.named_models import base_model_help
 from bayes_lora.experiments.runs.device import DeviceOption, resolve_device
 from bayes_lora.inference import FitOptions
 from bayes_lora.inference.finetuning.lora import LoRAOptions
@@ -72,7 +73,7 @@ def compare_command(
     outside: Annotated[
         str | None, typer.Option(help="Another task, whose validation rows are out of distribution here.")
     ] = None,
-    base_model: Annotated[str, typer.Option(help="Hub name, local folder, or minilm.")] = "minilm",
+    base_model: Annotated[str, typer.Option(help=base_model_help())] = "minilm",
     seeds: Annotated[str, typer.Option(help="Numbers separated by commas; more can be added later.")] = "0,1,2",
     epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,

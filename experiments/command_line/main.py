@@ -18,6 +18,7 @@ from bayes_lora.experiments.command_line.ground_truth import ground_truth_comman
 from bayes_lora.experiments.command_line.options import require_alone, rows_source, run_config
 from bayes_lora.experiments.command_line.push import push_command
 from bayes_lora.experiments.demo.demo import run_demo
+from bayes_lora.experiments.networks.named_models import base_model_help
 from bayes_lora.experiments.rows.rows import write_jsonl
 from bayes_lora.experiments.runs.device import DeviceOption, resolve_device
 from bayes_lora.experiments.runs.outputs import check_output
@@ -58,7 +59,7 @@ def fit_command(
     ] = None,
     text_columns: Annotated[str | None, typer.Option(help="One column, or two separated by a comma.")] = None,
     label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
-    base_model: Annotated[str, typer.Option(help="Hub name, local folder, or minilm.")] = "minilm",
+    base_model: Annotated[str, typer.Option(help=base_model_help())] = "minilm",
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "monteclora",
     adapter: Annotated[
         Path | None, typer.Option(help="Folder of a trained PEFT LoRA adapter, for --method monteclora_posthoc.")

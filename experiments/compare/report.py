@@ -12,12 +12,13 @@ from torch import Tensor
 
 from bayes_lora.experiments.compare.methods import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
-from bayes_lora.experiments.compare.significance import Contrast, Differences, significance
+from bayes_lora.experiments.compare.significance import Differences, significance
 from bayes_lora.experiments.reports import plots
 from bayes_lora.experiments.reports.page import png
 from bayes_lora.files import write_file
 from bayes_lora.inference import all_metrics
 from bayes_lora.metrics.bootstrap import mean_and_standard_error
+from bayes_lora.metrics.contrast import Contrast
 from bayes_lora.metrics.uncertainty import risk_coverage_curve, uncertainty_scores
 
 RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"

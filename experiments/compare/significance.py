@@ -1,57 +1,23 @@
 """Is one method of a study better than another?"""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from bayes_lora.experiments.compare.methods import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
-from bayes_lora.inference import mean_difference
 from bayes_lora.inference.storage.predictions import require_same_rows
-from bayes_lora.metrics.bootstrap import Difference, mean_and_standard_error, resampled, resampled_difference
+from bayes_lora.metrics.bootstrap import resampled
 from bayes_lora.metrics.classification import example_losses
+from bayes_lora.metrics.contrast import Contrast
 from bayes_lora.metrics.uncertainty import (
     batched_area_under_risk_coverage,
     batched_auroc,
     uncertainty_scores,
 )
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A method minus a reference.
-
-    Attributes:
-        rows: what the bootstrap over rows says of the mean over seeds, given the trained networks.
-        of_seeds: the difference under each training seed.
-    """
-
-    rows: Difference
-    of_seeds: tuple[float, ...]
-
-    @property
-    def standard_error(self) -> float:
-        """Over seeds; NaN where there is one."""
-        return mean_and_standard_error(self.of_seeds)[1]
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where neither other rows nor, as far as seeds can tell, another training would turn it round, else 0.
-
-        That is, where 0 is outside of the 95 % interval over rows, and with two seeds or more outside of that of
-        Student's t over seeds, too, which is wide: 4.3 standard errors with three.
-        """
-        if math.isnan(self.rows.low) or self.rows.low <= 0 <= self.rows.high:
-            return 0
-        seeds = len(self.of_seeds)
-        least = 0.0 if seeds == 1 else float(student.ppf(0.975, seeds - 1)) * self.standard_error
-        return 0 if abs(self.rows.estimate) <= least else 1 if self.rows.low > 0 else -1
-
 
 Differences = dict[tuple[Method, Method], dict[str, Contrast]]  # by method, reference, and metric
 
@@ -74,21 +40,14 @@ def significance(results: Results, references: Sequence[Method]) -> Differences:
             for seed in seeds:
                 require_same_rows(results.read(method, seed), results.read(reference, seed))
             ours, theirs = ([judged[of, seed] for seed in seeds] for of in (method, reference))
-            found[method, reference] = {metric: _of_means(metric, ours, theirs) for metric in ours[0].losses} | {
-                metric: _of_areas(metric, ours, theirs) for metric in ours[0].areas
+            found[method, reference] = {
+                metric: Contrast.of_means(*(torch.stack([each.losses[metric] for each in of]) for of in (ours, theirs)))
+                for metric in ours[0].losses
+            } | {
+                metric: Contrast.of_resampled(*([each.areas[metric] for each in of] for of in (ours, theirs)))
+                for metric in ours[0].areas
             }
     return found
-
-
-def _of_means(metric: str, ours: Sequence["_Judged"], theirs: Sequence["_Judged"]) -> Contrast:
-    first, second = (torch.stack([each.losses[metric] for each in of]) for of in (ours, theirs))
-    return Contrast(mean_difference(first, second), tuple((first.double() - second.double()).mean(-1).tolist()))
-
-
-def _of_areas(metric: str, ours: Sequence["_Judged"], theirs: Sequence["_Judged"]) -> Contrast:
-    first, second = ([each.areas[metric] for each in of] for of in (ours, theirs))
-    of_seeds = [float(our[0] - their[0]) for our, their in zip(first, second, strict=True)]
-    return Contrast(resampled_difference(first, second), tuple(of_seeds))
 
 
 @dataclass(frozen=True)

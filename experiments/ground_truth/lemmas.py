@@ -14,6 +14,7 @@ from bayes_lora.experiments.ground_truth.methods import draw_adapter
 from bayes_lora.experiments.ground_truth.mode import hessians, posterior_mode
 from bayes_lora.experiments.ground_truth.problems import Problem
 from bayes_lora.inference import MonteCLoRAGuide
+from bayes_lora.metrics.bootstrap import standard_error
 from bayes_lora.randomness import stream
 
 
@@ -94,7 +95,7 @@ def smoothed_curvature(problem: Problem, scale: float, num_draws: int, seed: int
         scale=scale,
         original=float(original),
         smoothed=float(values[-1]),
-        standard_error=float(along.std() / num_draws**0.5),
+        standard_error=float(standard_error(along)),
         largest=float(torch.linalg.eigvalsh(at_draws)[:, -1].max()),
     )
 

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from bayes_lora.experiments.ground_truth.calibration import NUM_BINS, Ranks
 from bayes_lora.experiments.reports.plots import COLOURS
+from bayes_lora.inference.diagnostics.simulation_based_calibration import NUM_BINS, Ranks
 
 _GREY = "#767676"
 _TRUTH = {"log_variance_ratio": 0.0, "coverage_50": 0.5, "coverage_90": 0.9}  # what the truth itself has

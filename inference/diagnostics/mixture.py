@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from bayes_lora.checks import require_count, require_positive, require_seed
-from bayes_lora.inference.diagnostics.draws import by_adapter, require_own_guide
-from bayes_lora.inference.guides.posterior_draw import Guide, posterior_draw
+from bayes_lora.inference.diagnostics.draws import by_adapter
+from bayes_lora.inference.guides.posterior_draw import Guide, posterior_draw, require_own_guide
 from bayes_lora.models import BayesianLoRA
 
 

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import ConfigurationError, DataError
-from bayes_lora.inference.diagnostics.draws import require_own_guide
 from bayes_lora.inference.diagnostics.importance import k_hat_threshold, smoothed_log_weights
-from bayes_lora.inference.guides.posterior_draw import Guide, PosteriorDraw, posterior_draw, site_values
+from bayes_lora.inference.guides.posterior_draw import (
+    Guide,
+    PosteriorDraw,
+    posterior_draw,
+    require_own_guide,
+    site_values,
+)
 from bayes_lora.inference.predictors.predictor import evaluation_mode
 from bayes_lora.models import BayesianLoRA
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from bayes_lora.checks import require_count
 from bayes_lora.inference.diagnostics.replicated_labels import PredictiveCheck, against_replicates, require_labels
+from bayes_lora.metrics.classification import confidence_bins
 from bayes_lora.metrics.prediction import Prediction
 
 
@@ -103,7 +104,7 @@ def check_confidence(
     require_labels(prediction)
     require_count("num_bins", num_bins)
     confidence, predicted = prediction.mean_probs.max(-1)
-    bins = (confidence * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
+    bins = confidence_bins(confidence, num_bins)
     used, members, counts = bins.unique(return_inverse=True, return_counts=True)
 
     def shares(drawn: Tensor) -> Tensor:

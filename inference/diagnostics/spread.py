@@ -8,8 +8,8 @@ from torch import Tensor
 
 from bayes_lora.checks import require_count, require_positive, require_seed
 from bayes_lora.errors import ConfigurationError, DataError
-from bayes_lora.inference.diagnostics.draws import RunningMoments, by_adapter, require_own_guide
-from bayes_lora.inference.guides.posterior_draw import Guide, posterior_draw
+from bayes_lora.inference.diagnostics.draws import RunningMoments, by_adapter
+from bayes_lora.inference.guides.posterior_draw import Guide, posterior_draw, require_own_guide
 from bayes_lora.models import BayesianLoRA
 
 _Parts = tuple[Tensor, Tensor]  # mean and variance over draws, (adapter, entry) each

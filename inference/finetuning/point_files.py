@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -12,18 +12,19 @@ from transformers import PreTrainedModel
 
 from bayes_lora.adapters.placement import require_loaded
 from bayes_lora.errors import AdapterError, BayesLoRAError, CheckpointFileError, RunExistsError
-from bayes_lora.files import is_sealed, read_json, write_sealed, write_whole
+from bayes_lora.files import write_whole
 from bayes_lora.inference.finetuning.adalora import active_ranks
 from bayes_lora.inference.finetuning.lora import LoRAOptions
-from bayes_lora.inference.finetuning.point_networks import PointNetwork, Way, make_network
+from bayes_lora.inference.finetuning.point_networks import PointNetwork, make_network
 from bayes_lora.inference.storage.fingerprint import base_fingerprint
+from bayes_lora.sealed_files import Format, write_sealed
 
 TENSORS_FILE = "trained.safetensors"
 DESCRIPTION_FILE = "trained.json"
 SCHEMA_VERSION = 1
 
 _KEYS = {"way", "lora", "bottleneck_size", "new_modules", "rank_pattern", "base_fingerprint", "tensors_sha256"}
-_REMEDY = "Save it again, or copy it again."
+_FORMAT = Format(CheckpointFileError, "Save it again, or copy it again.", SCHEMA_VERSION)
 
 
 def save_trained(point: PointNetwork, folder: Path) -> Path:
@@ -76,7 +77,11 @@ def load_trained(network: PreTrainedModel, folder: Path) -> PointNetwork:
     Example:
         >>> point = load_trained(load_base_model("minilm", labels).network, folder)  # doctest: +SKIP
     """
-    description = _read_description(folder / DESCRIPTION_FILE)
+    description = _FORMAT.read_description(
+        folder / DESCRIPTION_FILE,
+        _KEYS,
+        f"{folder} holds no trained network, or one whose saving was cut short. Train it.",
+    )
     tensors = _read_tensors(folder / TENSORS_FILE, description["tensors_sha256"])
     require_loaded(network)
     expected = description["base_fingerprint"]
@@ -135,38 +140,10 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.dtype == other.dtype
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        description = read_json(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointFileError(
-            f"{path} is missing: {path.parent} holds no trained network, or one whose saving was cut short. Train it."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointFileError(f"{path} cannot be read ({error}): it was damaged. {_REMEDY}") from error
-    version = description.get("schema_version") if isinstance(description, dict) else None
-    if isinstance(version, int) and version != SCHEMA_VERSION:
-        raise CheckpointFileError(
-            f"{path} has schema version {version}, this library reads {SCHEMA_VERSION}. "
-            "Install the newest bayes-lora: pip install --upgrade bayes-lora."
-        )
-    if (
-        not isinstance(description, dict)
-        or not set(description) >= _KEYS
-        or not is_sealed(description)
-        or description["way"] not in get_args(Way)
-    ):
-        raise CheckpointFileError(f"{path} is not what was written: it was damaged or edited. {_REMEDY}")
-    return description
-
-
 def _read_tensors(path: Path, digest: str) -> dict[str, Tensor]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointFileError(f"{path} cannot be read ({error}). {_REMEDY}") from error
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise CheckpointFileError(
-            f"{path} does not have the checksum in {DESCRIPTION_FILE}: it was damaged or edited. {_REMEDY}"
-        )
+        raise CheckpointFileError(f"{path} cannot be read ({error}). {_FORMAT.remedy}") from error
+    _FORMAT.require_checksum(path, hashlib.sha256(data).hexdigest(), digest, DESCRIPTION_FILE)
     return load(data)

@@ -1,14 +1,23 @@
 """Pyro's autoguides as posteriors over LoRA-A."""
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from pyro.infer.autoguide.guides import AutoNormalizingFlow
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn import PyroParam
@@ -16,7 +25,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import register_kl
 
-from bayes_lora.checks import require_positive
+from bayes_lora.checks import require_choice, require_count, require_positive
 from bayes_lora.distributions.column_normal import ColumnNormal
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference.guides.adapter_guide import AdapterGuide
@@ -55,10 +64,12 @@ def autoguide(
         >>> guide = autoguide(model, AutoLowRankMultivariateNormal, init_scale=1e-3, rank=8)  # doctest: +SKIP
         >>> fit(model, guide, dataset)  # doctest: +SKIP
     """
-    centre = {model.sites.column_site(group): model.sites.means(group).detach() for group in model.sites.groups}
+    sites = model.sites
+    # Contiguous, since AutoNormal and AutoDelta take them as parameters, and the Trainer saves no others.
+    centre = {sites.column_site(group): sites.means(group).detach().contiguous() for group in sites.groups}
     starts = {"init_loc_fn": init_to_value(values=centre), **_init_scale(model, factory, init_scale)}
     guide = AutoAdapterGuide(model, lambda prior: factory(prior, **starts, **options))
-    for adapter in model.sites.adapters:
+    for adapter in sites.adapters:
         adapter.linear.weight.requires_grad_(False)
     return guide
 
@@ -69,8 +80,7 @@ def adapters_only(model: BayesianLoRA) -> Callable[[], Latents]:
     pi and Sigma are drawn and hidden; the prior of A does not depend on them. It is what an autoguide looks at to
     learn names and shapes, and takes no pass of the network. It has no likelihood: the model for an ELBO is `model`.
     """
-    hidden = ["pi", *(f"Sigma_r{rank}" for rank in model.sites.ranks)]
-    return poutine.block(model.sample_latents, hide=hidden)  # type: ignore[no-any-return]
+    return poutine.block(model.sample_latents, hide=list(model.sites.shaping_sites))  # type: ignore[no-any-return]
 
 
 class AutoAdapterGuide(AdapterGuide):
@@ -88,12 +98,58 @@ class AutoAdapterGuide(AdapterGuide):
         auto: the autoguide. Call this guide rather than it: alone, its parameters would go to Pyro's global store.
     """
 
+    kind = "autoguide"
+    family = "an autoguide of Pyro"
+    # LoRA-A stays where the guide started.
+    point = "PEFT adapter"
+    about_point = (
+        "Beside it is a plain PEFT adapter, the one that the guide started at, or its centre where "
+        "`copy_median_to_adapters()` was called before saving"
+    )
+    unused_options = AdapterGuide.unused_options | {"sample_scale"}
+
     def __init__(self, model: BayesianLoRA, build: Callable[[Callable[[], Latents]], AutoGuide]) -> None:
         super().__init__(model)
         with pyro.settings.context(module_local_params=True), poutine.block():
             self.auto = build(adapters_only(model))
             self.auto()  # an autoguide makes its parameters when it is first called
             _announce_parameters(self.auto)
+
+    def settings(self) -> dict[str, Any]:
+        """The autoguide's name, and its rank where it has one."""
+        name = type(self.auto).__name__
+        if type(self.auto) is not _AUTOGUIDES.get(name):
+            raise ConfigurationError(
+                f"a saved posterior knows the autoguides {', '.join(_AUTOGUIDES)}, and this one is a {name}. Save the "
+                "guide's state_dict() with safetensors, and the network with save_pretrained."
+            )
+        return {"autoguide": name} | ({"rank": self.auto.rank} if name == _LOW_RANK else {})
+
+    @classmethod
+    def from_settings(cls, model: BayesianLoRA, settings: Mapping[str, Any]) -> "AutoAdapterGuide":
+        """As `autoguide` makes it; LoRA-A is frozen from here on."""
+        name, options = _checked(settings)
+        return autoguide(model, _AUTOGUIDES[name], **options)
+
+    @classmethod
+    def expected_shapes(cls, model: BayesianLoRA, settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """By site where the autoguide takes the sites apart, else over all entries of LoRA-A as one vector."""
+        name, options = _checked(settings)
+        sites = model.sites
+        by_site: dict[str, tuple[int, ...]] = {
+            sites.column_site(of): (len(of), of.in_features, of.rank) for of in sites.groups
+        }
+        size = sum(math.prod(shape) for shape in by_site.values())
+        if name in ("AutoNormal", "AutoDelta"):
+            parts = ("locs.", "scales.") if name == "AutoNormal" else ("",)
+            found = {part + site: shape for part in parts for site, shape in by_site.items()}
+        else:
+            found = {"loc": (size,), "scale": (size,)}
+            if name == "AutoMultivariateNormal":
+                found["scale_tril"] = (size, size)
+            elif name == _LOW_RANK:
+                found["cov_factor"] = (size, options["rank"])
+        return {f"auto.{parameter}_unconstrained": shape for parameter, shape in found.items()}
 
     def columns(self) -> dict[str, "JointDraw"]:
         """The autoguide's draw of each group's columns, with its log density."""
@@ -119,6 +175,30 @@ class AutoAdapterGuide(AdapterGuide):
             adapters = sites.adapters[group.start : group.stop]
             for adapter, value in zip(adapters, median[sites.column_site(group)], strict=True):
                 adapter.linear.weight.copy_(value.mT)
+
+
+# The autoguides that a saved posterior can name.
+_LOW_RANK = AutoLowRankMultivariateNormal.__name__
+_AUTOGUIDES: dict[str, type[AutoGuide]] = {
+    of.__name__: of
+    for of in (AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoDelta)
+}
+
+
+def _checked(settings: Mapping[str, Any]) -> tuple[str, dict[str, int]]:
+    """The autoguide's name and options of saved settings.
+
+    Raises:
+        ConfigurationError: they are not what `AutoAdapterGuide.settings` gives.
+    """
+    name, options = settings.get("autoguide"), {key: value for key, value in settings.items() if key != "autoguide"}
+    require_choice("autoguide", name, tuple(_AUTOGUIDES))
+    expected = {"rank"} if name == _LOW_RANK else set()
+    if options.keys() != expected:
+        raise ConfigurationError(f"{name} has the settings {sorted(expected)}, not {sorted(options)}.")
+    for option, value in options.items():
+        require_count(option, value)
+    return str(name), options
 
 
 class JointDraw(Delta):  # type: ignore[misc]

@@ -1,5 +1,8 @@
 """Mean-field Gaussian posterior over LoRA-A, after BLoB."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pyro
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
@@ -55,6 +58,9 @@ class MeanFieldGuide(AdapterGuide):
         >>> fit(model, guide, dataset)  # doctest: +SKIP
     """
 
+    kind = "mean_field"
+    family = "a Gaussian for each entry, after BLoB, [arXiv 2406.11675](https://arxiv.org/abs/2406.11675)"
+
     def __init__(self, model: BayesianLoRA, *, init_scale: float | None = None) -> None:
         super().__init__(model)
         if init_scale is None:
@@ -69,6 +75,14 @@ class MeanFieldGuide(AdapterGuide):
     def deviation(self, group: AdapterGroup) -> Tensor:
         """sigma of the group's LoRA-A entries, (adapter, column, rank)."""
         return self.model.group_scale(group)[:, None, None] * getattr(self, "scale" + group.suffix)  # type: ignore[no-any-return]
+
+    @classmethod
+    def expected_shapes(cls, model: BayesianLoRA, settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """As the table above has them; where sigma started is no setting of what was learned."""
+        return {
+            f"scale{group.suffix}_unconstrained": (len(group), group.in_features, group.rank)
+            for group in model.sites.groups
+        }
 
     def columns(self) -> dict[str, TorchDistribution]:
         """N(mu, diag sigma^2) of each group's columns."""

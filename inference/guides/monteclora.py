@@ -1,6 +1,5 @@
-"""The guide: the learned posterior over LoRA-A."""
+"""MonteCLoRA's posterior over LoRA-A: a Dirichlet mixture of Gaussians with a Wishart covariance."""
 
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -8,23 +7,21 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import constraints
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroParam
 from torch import Tensor
 
 from bayes_lora.adapters import AdapterGroup
 from bayes_lora.distributions.column_normal import ColumnNormal
 from bayes_lora.distributions.expected_normal import ExpectedColumnNormal
 from bayes_lora.effect_handlers import densities_only
-from bayes_lora.errors import UnsupportedELBOError
+from bayes_lora.inference.guides.lora_guide import LoRAGuide
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.models.latent_sites import Latents
-from bayes_lora.precision import posterior_dtype
 
 _MIN_RANDOM_CONCENTRATION = 1e-3
 
 
-class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
+class MonteCLoRAGuide(LoRAGuide):
     """q(pi) q(Sigma) q(S | Sigma): Dirichlet(alpha), Wishart(nu, diag v), N(0, Sigma), for all adapters.
 
     Objective "elbo": ``q(A | pi, Sigma) = N(mu, s^2 Sigma)`` per column with ``s^2 = eps^2 sum_k pi_k^2`` instead of S.
@@ -33,8 +30,6 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
 
         concentration     (adapter, component)     alpha, starts at config.init_concentration
         scale_r{rank}     (adapter, rank)          v of the adapters of this rank, starts at the prior's c
-
-    They live in this module, never in Pyro's global store. The model is not registered as a submodule.
 
     Args:
         model: the model whose adapters this is the posterior of.
@@ -49,11 +44,12 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
         >>> svi = pyro.infer.SVI(model, guide, optimizer, pyro.infer.TraceMeanField_ELBO())  # doctest: +SKIP
     """
 
+    kind = "monteclora"
+    family = "MonteCLoRA, [arXiv 2411.04358](https://arxiv.org/abs/2411.04358)"
+
     def __init__(self, model: BayesianLoRA) -> None:
+        super().__init__(model)
         with pyro.settings.context(module_local_params=True):
-            super().__init__()
-            # In a tuple, so that the module system does not see it.
-            self._model_reference = (model,)
             sites, config = model.sites, model.config
             shape = (len(sites.adapters), config.num_components)
             if config.init_concentration == "random":
@@ -68,31 +64,23 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
     def __call__(self, *args: Any, **kwargs: Any) -> Latents:
         if densities_only():
             return torch.nn.Module.__call__(self, *args, **kwargs)  # type: ignore[no-any-return]
-        with pyro.settings.context(module_local_params=True):
-            return super().__call__(*args, **kwargs)  # type: ignore[no-any-return]
+        return super().__call__(*args, **kwargs)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MonteCLoRAGuide":
-        # Cast to half precision, the posterior stays in float32 or better; the network may be cast alone.
-        def cast(value: Tensor) -> Tensor:
-            new = fn(value)
-            halved = value.is_floating_point() and posterior_dtype(new.dtype) != new.dtype
-            return value.to(new.device) if halved else new
+    @classmethod
+    def expected_shapes(cls, model: BayesianLoRA, settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """As the table above has them; there are no settings."""
+        sites = model.sites
+        scales = {
+            f"scale_r{rank}_unconstrained": sites.prior_wishart(rank).scale_diagonal.shape for rank in sites.ranks
+        }
+        return {"concentration_unconstrained": (len(sites.adapters), model.config.num_components), **scales}
 
-        super()._apply(cast, recurse)
-        return self
-
-    def forward(self, *args: Any, **kwargs: Any) -> Latents:
-        """Sample the posterior; the batch is accepted, as Pyro passes it, and not looked at."""
-        refuse_unsupported_elbo()
+    def sample(self) -> Latents:
+        """q(pi), q(Sigma), then the columns given both."""
         sites = self.model.sites
         scales = {rank: self.scale(rank) for rank in sites.ranks}
         covariances = {rank: sites.covariances(rank, scale) for rank, scale in scales.items()}
         return sites.sample(sites.weights(self.concentration), covariances, partial(self._columns, scales))
-
-    @property
-    def model(self) -> BayesianLoRA:
-        """The model this guide belongs to."""
-        return self._model_reference[0]
 
     def scale(self, rank: int) -> Tensor:
         """v of the adapters of this rank, (adapter, rank)."""
@@ -111,33 +99,3 @@ class MonteCLoRAGuide(PyroModule):  # type: ignore[misc]
             return ColumnNormal(factor, group.in_features, loc, validate_args=False)
         wishart = sites.group_wishart(group, scales[group.rank])
         return ExpectedColumnNormal(factor, group.in_features, wishart, spread, loc, validate_args=False)
-
-
-def refuse_unsupported_elbo() -> None:
-    """Raise if the ELBO that is calling is not one under which the objective is what it says.
-
-    Pyro tells a guide nothing about its caller, so this looks up the call stack for the ELBO's entry point.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name in ("differentiable_loss", "loss_and_grads", "loss", "loss_and_surrogate_loss"):
-            elbo = frame.f_locals.get("self")
-            if isinstance(elbo, ELBO):
-                _check_elbo(elbo)
-                return
-        frame = frame.f_back  # type: ignore[assignment]
-
-
-def _check_elbo(elbo: ELBO) -> None:
-    name = type(elbo).__name__
-    # Trace_ELBO has subclasses that enumerate, weigh or compile: those compute something else.
-    if type(elbo).__module__.startswith("pyro.") and type(elbo) not in (Trace_ELBO, TraceMeanField_ELBO):
-        raise UnsupportedELBOError(
-            f"{name} is not supported: it would not compute this model's objective. "
-            "Use TraceMeanField_ELBO() (analytic KLs), or Trace_ELBO()."
-        )
-    if elbo.vectorize_particles and elbo.num_particles > 1:
-        raise UnsupportedELBOError(
-            f"{name}(vectorize_particles=True) is not supported: the network runs once per particle. "
-            f"Use {name}(num_particles={elbo.num_particles})."
-        )

@@ -10,6 +10,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from bayes_lora.errors import ConfigurationError
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.models.latent_sites import Latents
 from bayes_lora.randomness import seeded, stream
@@ -54,6 +55,16 @@ def posterior_draw(model: BayesianLoRA, guide: Guide, seed: int, index: int) -> 
         with poutine.trace() as recorder:
             latents = poutine.condition(model.sample_latents, data=site_values(drawn))()
     return PosteriorDraw(drawn, prune_subsample_sites(recorder.trace), latents)
+
+
+def require_own_guide(model: BayesianLoRA, guide: Guide) -> None:
+    """Raise if the guide says that it belongs to another model.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if getattr(guide, "model", model) is not model:
+        raise ConfigurationError("the guide belongs to another model. Pass the guide that was built with this one.")
 
 
 def site_values(trace: Trace) -> dict[str, Tensor]:

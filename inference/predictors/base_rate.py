@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayes_lora.checks import require_count
+from bayes_lora.checks import require_class_ids, require_count
 from bayes_lora.errors import DataError
 from bayes_lora.inference.predictors.predictor import Inputs, collect
 from bayes_lora.metrics.prediction import Prediction
@@ -41,11 +41,7 @@ class BaseRate:
 
     def __post_init__(self) -> None:
         require_count("num_classes", self.num_classes)
-        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
-            raise DataError(
-                f"labels run from {self.labels.min()} to {self.labels.max()}; there are {self.num_classes} classes: "
-                "correct the labels or num_classes."
-            )
+        require_class_ids(self.labels, self.num_classes, DataError, "Correct the labels or num_classes.")
 
     def __call__(
         self,

@@ -9,8 +9,8 @@ from pyro import poutine
 from torch import Tensor
 
 from bayes_lora.checks import require_count, require_seed
-from bayes_lora.errors import AdapterError, ConfigurationError
-from bayes_lora.inference.guides.posterior_draw import posterior_draw
+from bayes_lora.errors import AdapterError
+from bayes_lora.inference.guides.posterior_draw import posterior_draw, require_own_guide
 from bayes_lora.inference.predictors.predictor import Inputs, collect_logits, evaluation_mode
 from bayes_lora.inference.predictors.shared_prefix import SharedPrefix
 from bayes_lora.metrics.prediction import Prediction
@@ -59,8 +59,7 @@ def predict(
     """
     require_count("num_samples", num_samples)
     require_seed("seed", seed)
-    if getattr(guide, "model", model) is not model:
-        raise ConfigurationError("the guide belongs to another model. Pass the guide that was built with this one.")
+    require_own_guide(model, guide)
     if draws_per_pass is not None:
         require_count("draws_per_pass", draws_per_pass)
     stacks: bool | None = None

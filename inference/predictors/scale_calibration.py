@@ -11,6 +11,7 @@ from torch.nn.functional import nll_loss
 from bayes_lora.checks import require_count, require_positive
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference.predictors.predictive import predict
+from bayes_lora.metrics.bootstrap import standard_error
 from bayes_lora.metrics.classification import evaluate
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
@@ -194,7 +195,7 @@ def _score(prediction: Prediction) -> _Score:
     log_probs = prediction.logits.double().log_softmax(-1)
     at_label = log_probs.gather(-1, prediction.labels.expand(len(log_probs), -1).unsqueeze(-1)).squeeze(-1)
     influence = (at_label + nll).exp().mean(-1)  # (sample,)
-    error = influence.std().item() / math.sqrt(len(influence))
+    error = standard_error(influence).item()
     return _Score(nll.mean().item(), error) if nll.isfinite().all() else _Score(math.inf, math.inf)
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bayes_lora.checks import require_count, require_non_negative, require_seed
@@ -19,6 +18,9 @@ from bayes_lora.inference.predictors.predictor import Inputs, collect, evaluatio
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import network_logits
 from bayes_lora.randomness import stream
+from bayes_lora.sealed_files import Format
+
+_FORMAT = Format(PosteriorFileError, "Save it again.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,20 +100,17 @@ class SWAG:
             PosteriorFileError: missing, damaged, or no file of SWAG.
         """
         parts: dict[str, dict[str, Tensor]] = {"mean": {}, "variance": {}, "deviations": {}}
+        facts, tensors = _FORMAT.read_tensors(Path(path), "Give the file that SWAG.save wrote.")
+        if not facts.keys() >= {"sha256", "num_iterates"}:
+            raise PosteriorFileError(f"{path} is no file that SWAG.save wrote, or it was damaged. {_FORMAT.remedy}")
+        _FORMAT.require_checksum(Path(path), _digest(tensors), facts["sha256"])
         try:
-            with safe_open(path, "pt") as file:
-                facts = file.metadata() or {}
-            tensors = load_file(path)
-            if facts["sha256"] != _digest(tensors):
-                raise ValueError("its tensors do not have the checksum they were written with")
             for name, value in tensors.items():
                 part, _, rest = name.partition("/")
                 parts[part][rest] = value
             return cls(**parts, num_iterates=int(facts["num_iterates"]))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise PosteriorFileError(
-                f"{path} is no file that SWAG.save wrote, or is damaged: {error}. Save it again."
-            ) from error
+        except (KeyError, ValueError) as error:
+            raise PosteriorFileError(f"{path}: what it says cannot be used ({error!r}). {_FORMAT.remedy}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from bayes_lora.files import read_json, sha256_of, write_whole
 from bayes_lora.inference.predictors.ensemble import State, trainable_state
 from bayes_lora.inference.predictors.swag import SWAG
 from bayes_lora.precision import posterior_dtype
+from bayes_lora.sealed_files import Format
 
 _FOLDER, _INDEX_FILE = "swag", "iterates.json"  # in the Trainer's output_dir
 
@@ -168,11 +169,8 @@ class SWAGCollector(TrainerCallback):
         self._written = {number: digest for number, digest in sorted(digests.items()) if number <= step}
         for number, digest in self._written.items():
             file = _iterate_file(folder, number)
-            if not file.is_file() or sha256_of(file) != digest:
-                raise CheckpointFileError(
-                    f"{file} is missing or damaged: it does not have the checksum in {_INDEX_FILE}. Resume from a "
-                    f"checkpoint before step {number}, or train from the start."
-                )
+            remedy = f"Resume from a checkpoint before step {number}, or train from the start."
+            Format(CheckpointFileError, remedy).require_file(file, digest, _INDEX_FILE)
             self._add(load_file(file))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayes_lora.checks import require_positive
+from bayes_lora.checks import require_class_ids, require_positive
 from bayes_lora.errors import DataError
 from bayes_lora.inference.predictors.predictor import Predictor
 from bayes_lora.metrics.prediction import Prediction
@@ -127,12 +127,7 @@ def _labels_of(prediction: Prediction) -> Tensor:
         )
     if not len(labels):
         raise DataError("there are no rows to fit a temperature to. Pass the prediction of at least one labelled row.")
-    num_classes = prediction.logits.shape[-1]
-    if not 0 <= labels.min() <= labels.max() < num_classes:
-        raise DataError(
-            f"labels run from {labels.min()} to {labels.max()}, but there are {num_classes} classes, 0 to "
-            f"{num_classes - 1}. Correct the labels."
-        )
+    require_class_ids(labels, prediction.logits.shape[-1], DataError, "Correct the labels.")
     if not torch.isfinite(prediction.logits).all():
         raise DataError(
             "some logits are NaN or infinite, so no temperature means anything. Look at the fit: its loss or weights "

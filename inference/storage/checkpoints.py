@@ -6,8 +6,10 @@ from pathlib import Path
 
 from bayes_lora.errors import CheckpointFileError
 from bayes_lora.files import read_json, sha256_of, write_whole
+from bayes_lora.sealed_files import Format
 
 SEAL_FILE = "complete.json"
+_FORMAT = Format(CheckpointFileError, "Resume from an earlier checkpoint.")
 
 
 def seal(checkpoint: Path) -> None:
@@ -38,12 +40,7 @@ def require_whole(checkpoint: Path) -> None:
             "short. Resume from an earlier one, or from the run's folder, which finds the newest whole one."
         ) from error
     for name, digest in digests.items():
-        path = checkpoint / name
-        if not path.is_file() or sha256_of(path) != digest:
-            raise CheckpointFileError(
-                f"{path} is missing or damaged: it does not have the checksum in {SEAL_FILE}. "
-                "Resume from an earlier checkpoint."
-            )
+        _FORMAT.require_file(checkpoint / name, digest, SEAL_FILE)
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:

@@ -1,16 +1,13 @@
 """By what a base model is known again."""
 
 import hashlib
-import re
 from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
 
+from bayes_lora.adapters.names import plain_name
 from bayes_lora.errors import AdapterError
-
-# What PEFT puts into the name of a parameter that was there before it.
-_OF_PEFT = re.compile(r"^base_model\.model\.|\.base_layer\b|\.original_module\b|\.modules_to_save\.[^.]+")
 
 
 def base_fingerprint(network: nn.Module, carried: Collection[str] = ()) -> str:
@@ -27,9 +24,9 @@ def base_fingerprint(network: nn.Module, carried: Collection[str] = ()) -> str:
     Raises:
         AdapterError: a weight has no values here: it is on the meta device, or offloaded.
     """
-    excluded = {_OF_PEFT.sub("", name) for name in carried}
+    excluded = {plain_name(name) for name in carried}
     digest = hashlib.sha256()
-    named = {_OF_PEFT.sub("", name): parameter for name, parameter in network.named_parameters()}
+    named = {plain_name(name): parameter for name, parameter in network.named_parameters()}
     owners = {id(own): module for module in network.modules() for own in module.parameters(recurse=False)}
     for name, parameter in sorted(named.items()):
         if name not in excluded and not any(part.startswith("lora_") for part in name.split(".")):

@@ -13,19 +13,20 @@ from torch import nn
 
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.files import read_json, write_whole
+from bayes_lora.inference.guides.lora_guide import LoRAGuide
 from bayes_lora.inference.storage.posterior_files import (
     ADAPTER_CONFIG_FILE,
     CARD_FILE,
     DESCRIPTION_FILE,
     POSTERIOR_FILE,
     SAMPLE_SCALE,
+    saved_guide,
 )
 
 # Where a card says to load the posterior from, until it is known under which name it is on the hub.
 _HERE = "path/to/this/folder"
 _METRICS = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE (15 bins)", "brier": "Brier score"}
 _PIPELINES = {"SEQ_CLS": "text-classification", "CAUSAL_LM": "text-generation"}
-_TAGS = ["bayes-lora", "lora", "monteclora"]
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,17 @@ def _card(folder: Path, facts: CardFacts) -> str:
     adapter = read_json(folder / ADAPTER_CONFIG_FILE)
     base = facts.base_model or _hub_name(adapter.get("base_model_name_or_path"))
     pipeline = _pipeline(adapter)
+    description = read_json(folder / DESCRIPTION_FILE)
+    guide, _ = saved_guide(folder / DESCRIPTION_FILE, description)
     sections = [
-        _title(base, facts),
+        _title(base, facts, guide),
         _task_section(facts),
-        _results_section(facts),
-        _posterior_section(folder, adapter),
-        _text_usage(base, facts) if pipeline == "text-classification" else _usage(),
+        _results_section(facts, guide),
+        _posterior_section(folder, adapter, description),
+        _text_usage(base, facts, guide) if pipeline == "text-classification" else _usage(guide),
         _FILES,
     ]
-    metadata = _metadata(base, pipeline, facts)
+    metadata = _metadata(base, pipeline, facts, ["bayes-lora", "lora", str(guide.kind)])
     return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"))
 
 
@@ -117,7 +120,7 @@ def _pipeline(adapter: Mapping[str, Any]) -> str | None:
     return _PIPELINES.get(adapter.get("task_type") or "")
 
 
-def _metadata(base: str | None, pipeline: str | None, facts: CardFacts) -> ModelCardData:
+def _metadata(base: str | None, pipeline: str | None, facts: CardFacts, tags: list[str]) -> ModelCardData:
     results = []
     if facts.dataset is not None:
         for metrics, of in (
@@ -141,7 +144,7 @@ def _metadata(base: str | None, pipeline: str | None, facts: CardFacts) -> Model
         base_model=base,
         library_name="peft",
         pipeline_tag=pipeline,
-        tags=_TAGS,
+        tags=tags,
         language=facts.language,
         license=facts.license,
         datasets=None if facts.dataset is None else [facts.dataset[0]],
@@ -156,13 +159,13 @@ def _name(base: str | None, facts: CardFacts) -> str:
     return "-".join(part for part in parts if part)
 
 
-def _title(base: str | None, facts: CardFacts) -> str:
+def _title(base: str | None, facts: CardFacts, guide: type[LoRAGuide]) -> str:
     of = f"[{_text(base)}](https://huggingface.co/{base})" if base else "its base model"
     return (
         f"# {_text(_name(base, facts))}\n\n"
-        f"A posterior over the LoRA-A matrices of {of} (MonteCLoRA, [arXiv 2411.04358](https://arxiv.org/abs/2411.04358)),"
-        " learned by stochastic variational inference with `bayes_lora`. Its mean is a plain PEFT adapter; under draws "
-        "from it, predictions come with how far the draws disagree."
+        f"A posterior over the LoRA-A matrices of {of} ({guide.family}), learned by stochastic variational inference "
+        f"with `bayes_lora`. {guide.about_point}; under draws from the posterior, predictions come with how far the "
+        "draws disagree."
     )
 
 
@@ -189,14 +192,14 @@ def _unnamed(num_labels: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{index}" for index in range(num_labels))
 
 
-def _results_section(facts: CardFacts) -> str:
+def _results_section(facts: CardFacts, guide: type[LoRAGuide]) -> str:
     names = list({**facts.point_metrics, **facts.predictive_metrics})
     if not names:
         return ""
     rows = [
         [of, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in names)]
         for of, metrics in (
-            ("point estimate, the mean adapter", facts.point_metrics),
+            (f"point estimate, the {guide.point}", facts.point_metrics),
             (f"posterior predictive, {facts.num_samples} draws", facts.predictive_metrics),
         )
         if metrics
@@ -205,23 +208,28 @@ def _results_section(facts: CardFacts) -> str:
     return f"## Results\n\nOn {of_rows}:\n\n" + _table(["", *(_METRICS.get(name, name) for name in names)], rows)
 
 
-def _posterior_section(folder: Path, adapter: Mapping[str, Any]) -> str:
-    description = read_json(folder / DESCRIPTION_FILE)
+def _posterior_section(folder: Path, adapter: Mapping[str, Any], description: Mapping[str, Any]) -> str:
+    guide, settings = saved_guide(folder / DESCRIPTION_FILE, description)
     scale = load_file(folder / POSTERIOR_FILE)[SAMPLE_SCALE]
     low, high = float(scale.min()), float(scale.max())
     targets = adapter.get("target_modules") or ()
+    config = description["config"].items()
+    used = {name: value for name, value in config if value is not None and name not in guide.unused_options}
+    if "sample_scale" in used:
+        used["sample_scale"] = f"{low:g}" if low == high else f"{low:g} to {high:g}, by adapter"
     options = {
+        "guide": guide.__name__,
+        **{f"`{name}` of the guide": value for name, value in settings.items()},
         "adapters": len(description["adapters"]),
         "target modules": targets if isinstance(targets, str) else ", ".join(sorted(targets)),
         "LoRA rank": adapter["r"],
         "LoRA alpha": adapter["lora_alpha"],
-        **{f"`{name}`": value for name, value in description["config"].items() if value is not None},
-        "`sample_scale`": f"{low:g}" if low == high else f"{low:g} to {high:g}, by adapter",
+        **{f"`{name}`": value for name, value in used.items()},
     }
     return "## Posterior\n\n" + _table(["option", "value"], [[name, _text(value)] for name, value in options.items()])
 
 
-def _text_usage(base: str | None, facts: CardFacts) -> str:
+def _text_usage(base: str | None, facts: CardFacts, guide: type[LoRAGuide]) -> str:
     texts = ", ".join(['["The first text."]', '["The second text."]'][: len(facts.texts)])
     labels = f", num_labels={len(facts.label_names)}" if facts.label_names else ""
     cut = "truncation=True" + ("" if facts.max_length is None else f", max_length={facts.max_length}")
@@ -244,7 +252,7 @@ print(prediction.mean_probs)  # (example, class)
 print(prediction.mutual_information)  # (example,), nats: how far the draws disagree
 ```
 
-The mean adapter alone needs PEFT only:
+The {guide.point} alone needs PEFT only:
 
 ```python
 import torch
@@ -257,7 +265,7 @@ with torch.no_grad():
 ```"""
 
 
-def _usage() -> str:
+def _usage(guide: type[LoRAGuide]) -> str:
     return f"""## Use
 
 ```python
@@ -267,14 +275,14 @@ model, guide = load_posterior(base_network, "{_HERE}")  # the base model, freshl
 prediction = predict(model, guide, batches, num_samples=32, seed=0)
 ```
 
-The mean adapter alone needs PEFT only: `PeftModel.from_pretrained(base_network, "{_HERE}")`."""
+The {guide.point} alone needs PEFT only: `PeftModel.from_pretrained(base_network, "{_HERE}")`."""
 
 
 _FILES = f"""## Files
 
-`adapter_model.safetensors` and `{ADAPTER_CONFIG_FILE}` are PEFT's. `{POSTERIOR_FILE}` holds the posterior around that
-mean, and `{DESCRIPTION_FILE}` its options, the fingerprint of the base model and the checksums by which a damaged file
-or another base model is refused."""
+`adapter_model.safetensors` and `{ADAPTER_CONFIG_FILE}` are PEFT's. `{POSTERIOR_FILE}` holds what else was
+learned, and `{DESCRIPTION_FILE}` the options, the fingerprint of the base model and the checksums by which a damaged
+file or another base model is refused."""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,13 +1,18 @@
 """The files of a saved posterior, and how they are known to be whole."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bayes_lora.errors import PosteriorFileError
-from bayes_lora.files import is_sealed, read_json, sha256_of, write_sealed
+from bayes_lora.files import sha256_of
+from bayes_lora.inference.guides.lora_guide import LoRAGuide, guide_kinds
+from bayes_lora.models import Likelihood
+from bayes_lora.models.likelihoods.kinds import likelihood_kinds
+from bayes_lora.sealed_files import Format, write_sealed
 
-SCHEMA_VERSION = 1
+_T = TypeVar("_T")
 POSTERIOR_FILE = "posterior.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"  # these two are PEFT's
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -17,15 +22,42 @@ SAMPLE_SCALE = "sample_scale"  # its name in the posterior file
 
 _DESCRIBED = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, POSTERIOR_FILE)
 LOADED = (*_DESCRIBED, DESCRIPTION_FILE)
-_KEYS = {"schema_version", "config", "adapters", "base_fingerprint", "files", "sha256"}
-_REMEDY = "Save the posterior again, or copy or download it again."
+_KEYS = {"config", "adapters", "base_fingerprint", "files"}
+# Version 1 knew one kind of guide and one of likelihood, which its files need not name, and whose files are of that
+# version still.
+_FORMAT = Format(PosteriorFileError, "Save the posterior again, or copy or download it again.", newest=2)
 
 
-def write_description(folder: Path, config: Mapping[str, Any], adapters: Sequence[str], base_fingerprint: str) -> None:
+@dataclass(frozen=True)
+class SavedKind:
+    """Which guide a saved posterior has, or which likelihood.
+
+    Attributes:
+        kind: see `LoRAGuide.kind` and `Likelihood.kind`.
+        settings: see `LoRAGuide.settings` and `Likelihood.settings`.
+    """
+
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+_FIRST_GUIDE, _FIRST_LIKELIHOOD = SavedKind("monteclora"), SavedKind("classification")
+
+
+def write_description(
+    folder: Path,
+    config: Mapping[str, Any],
+    adapters: Sequence[str],
+    base_fingerprint: str,
+    guide: SavedKind,
+    likelihood: SavedKind = _FIRST_LIKELIHOOD,
+) -> None:
     """Write `bayes_lora.json`, last: size and checksum of each other file, and a checksum of what it says itself."""
     paths = {name: folder / name for name in _DESCRIBED}
     description = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1 if (guide, likelihood) == (_FIRST_GUIDE, _FIRST_LIKELIHOOD) else 2,
+        "guide": asdict(guide),
+        "likelihood": asdict(likelihood),
         "config": dict(config),
         "adapters": list(adapters),
         "base_fingerprint": base_fingerprint,
@@ -38,49 +70,55 @@ def read_whole(folder: Path) -> dict[str, Any]:
     """What `write_description` wrote, once every file in the folder is what it says.
 
     Raises:
-        PosteriorFileError: a file is missing, damaged or edited, or of another schema version; names the file.
+        PosteriorFileError: a file is missing, damaged or edited, or of a newer schema version; names the file.
     """
-    description = _read_description(folder)
+    description = _FORMAT.read_description(
+        folder / DESCRIPTION_FILE, _KEYS, f"{folder} is not a folder that save_posterior wrote."
+    )
     # PEFT would look for a missing file on the hub.
     for name in _DESCRIBED:
         if not (folder / name).is_file():
-            raise PosteriorFileError(f"{folder / name} is missing: {folder} is not whole. {_REMEDY}")
+            raise PosteriorFileError(f"{folder / name} is missing: {folder} is not whole. {_FORMAT.remedy}")
     for name in _DESCRIBED:
         path, written = folder / name, description["files"].get(name, {})
         size = path.stat().st_size
         if size != written.get("bytes"):
             raise PosteriorFileError(
                 f"{path} has {size:,} bytes where {DESCRIPTION_FILE} says {written.get('bytes')}: it was cut short, "
-                f"damaged or edited. {_REMEDY}"
+                f"damaged or edited. {_FORMAT.remedy}"
             )
-        if sha256_of(path) != written.get("sha256"):
-            raise PosteriorFileError(
-                f"{path} does not have the checksum in {DESCRIPTION_FILE}: it was damaged or edited. {_REMEDY}"
-            )
+        _FORMAT.require_checksum(path, sha256_of(path), written.get("sha256"), DESCRIPTION_FILE)
     return description
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / DESCRIPTION_FILE
-    try:
-        description = read_json(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise PosteriorFileError(f"{path} is missing: {folder} is not a folder that save_posterior wrote.") from error
-    except ValueError as error:
-        raise PosteriorFileError(f"{path} cannot be read as JSON ({error}): it was damaged. {_REMEDY}") from error
-    except OSError as error:
-        raise PosteriorFileError(f"{path} cannot be read: {error}. Check its permissions.") from error
-    version = description.get("schema_version") if isinstance(description, dict) else None
-    # Before the checksum, which another version may take otherwise.
-    if isinstance(version, int) and version != SCHEMA_VERSION:
+def saved_guide(path: Path, description: Mapping[str, Any]) -> tuple[type[LoRAGuide], dict[str, Any]]:
+    """The class of the guide that a description is of, and its settings.
+
+    Args:
+        path: the file that the description was read from.
+        description: as `read_whole` gives it.
+
+    Raises:
+        PosteriorFileError: no class of that kind is known, or what it says of the guide is nothing to go by.
+    """
+    return _saved(path, description, "guide", _FIRST_GUIDE, guide_kinds())
+
+
+def saved_likelihood(path: Path, description: Mapping[str, Any]) -> tuple[type[Likelihood], dict[str, Any]]:
+    """The same of the likelihood."""
+    return _saved(path, description, "likelihood", _FIRST_LIKELIHOOD, likelihood_kinds())
+
+
+def _saved(
+    path: Path, description: Mapping[str, Any], what: str, first: SavedKind, kinds: Mapping[str, type[_T]]
+) -> tuple[type[_T], dict[str, Any]]:
+    found = description.get(what, asdict(first))
+    kind, settings = (found.get("kind"), found.get("settings")) if isinstance(found, dict) else (None, None)
+    if not isinstance(kind, str) or not isinstance(settings, dict):
+        raise PosteriorFileError(f"{path} does not say what {what} it is of: {found!r}. {_FORMAT.remedy}")
+    if kind not in kinds:
         raise PosteriorFileError(
-            f"{path} has schema version {version}, this library reads {SCHEMA_VERSION}. "
-            "Install the newest bayes-lora: pip install --upgrade bayes-lora."
+            f"{path}: its {what} is of kind {kind!r}, and the kinds known here are {', '.join(kinds)}. Import the "
+            "module that defines it, or install the newest bayes-lora: pip install --upgrade bayes-lora."
         )
-    if not isinstance(description, dict) or not set(description) >= _KEYS:
-        raise PosteriorFileError(f"{path} lacks some of {sorted(_KEYS)}: it was damaged or edited. {_REMEDY}")
-    if not is_sealed(description):
-        raise PosteriorFileError(
-            f"{path} does not have the checksum it was written with: it was damaged or edited. {_REMEDY}"
-        )
-    return description
+    return kinds[kind], settings

@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch import nn
 from bayes_lora.adapters.placement import require_loaded
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import BayesLoRAError, ConfigurationError, PosteriorFileError, RunExistsError
-from bayes_lora.inference.guides.monteclora import MonteCLoRAGuide
+from bayes_lora.inference.guides.lora_guide import LoRAGuide, guide_kinds
+from bayes_lora.inference.guides.posterior_draw import require_own_guide
 from bayes_lora.inference.storage.fingerprint import base_fingerprint
 from bayes_lora.inference.storage.hub import find_posterior
 from bayes_lora.inference.storage.model_card import CardFacts, label_names_of, write_card
@@ -25,15 +27,19 @@ from bayes_lora.inference.storage.posterior_files import (
     DESCRIPTION_FILE,
     POSTERIOR_FILE,
     SAMPLE_SCALE,
+    SavedKind,
     read_whole,
+    saved_guide,
+    saved_likelihood,
     write_description,
 )
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.models.likelihoods.kinds import likelihood_kinds
 
 
 def save_posterior(
     model: BayesianLoRA,
-    guide: MonteCLoRAGuide,
+    guide: LoRAGuide,
     folder: str | Path,
     *,
     overwrite: bool = False,
@@ -44,29 +50,26 @@ def save_posterior(
     The folder is a PEFT adapter folder, which ``PeftModel.from_pretrained`` opens as the mean adapter without this
     library, plus
 
-        posterior.safetensors   alpha and v, as logarithms, and epsilon
-        bayes_lora.json         schema version, config, adapter order, fingerprint of the base model, checksums
+        posterior.safetensors   the guide's parameters (of MonteCLoRA alpha and v, as logarithms), and epsilon
+        bayes_lora.json         schema version, kind of guide, config, adapter order, fingerprint of the base model,
+                                checksums
         README.md               a model card for the Hugging Face hub
 
     Args:
         model: the model.
-        guide: its guide.
+        guide: its guide, of any kind; see `LoRAGuide`.
         folder: where to.
         overwrite: replace the folder if it exists.
         card: what the card is to say that the model does not know: the task, the metrics and so on.
 
     Raises:
         RunExistsError: the folder exists and `overwrite` was not said.
-        ConfigurationError: another kind of guide.
+        ConfigurationError: a guide that cannot be made again from its files, or of another model.
         PosteriorFileError: the network is no PEFT model, or its adapter has another name than PEFT's "default".
     """
     folder, network = Path(folder), model.network
     _check_network(model)
-    if not isinstance(guide, MonteCLoRAGuide):
-        raise ConfigurationError(
-            f"save_posterior writes a MonteCLoRAGuide, and this guide is a {type(guide).__name__}. Save its "
-            "state_dict() with safetensors, and the network with save_pretrained."
-        )
+    saved = describe_guide(model, guide), describe_likelihood(model)
     if folder.exists() and not overwrite:
         raise RunExistsError(f"{folder} exists already. Choose another folder, or pass overwrite=True.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,7 @@ def save_posterior(
         state = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
         save_file(state, temporary / POSTERIOR_FILE)
         fingerprint = base_fingerprint(network, _carried(temporary))
-        write_description(temporary, asdict(model.config), model.sites.names, fingerprint)
+        write_description(temporary, asdict(model.config), model.sites.names, fingerprint, *saved)
         write_card(temporary, card or CardFacts(label_names=label_names_of(network)))
         for path in temporary.iterdir():
             with path.open("rb") as file:
@@ -88,6 +91,38 @@ def save_posterior(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return folder
+
+
+def describe_guide(model: BayesianLoRA, guide: object) -> SavedKind:
+    """What a saved posterior says of its guide.
+
+    Raises:
+        ConfigurationError: it is of no kind, cannot be described, or is another model's.
+    """
+    if not isinstance(guide, LoRAGuide) or guide.kind is None:
+        raise ConfigurationError(
+            f"a posterior is saved with a guide that its files can name, and this {type(guide).__name__} is of no "
+            f"such kind; those are {', '.join(guide_kinds())}. Derive it from LoRAGuide and give it a kind; or save "
+            "its state_dict() with safetensors, and the network with save_pretrained."
+        )
+    require_own_guide(model, guide)
+    return SavedKind(guide.kind, guide.settings())
+
+
+def describe_likelihood(model: BayesianLoRA) -> SavedKind:
+    """What a saved posterior says of its model's likelihood.
+
+    Raises:
+        ConfigurationError: no file of the package of likelihoods defines it, so that it could not be found again.
+    """
+    likelihood = model.likelihood
+    if likelihood_kinds().get(likelihood.kind) is not type(likelihood):
+        raise ConfigurationError(
+            f"a posterior is saved with a likelihood that its files can name, and this {type(likelihood).__name__} is "
+            f"none of {', '.join(likelihood_kinds())}. Save the guide's state_dict() with safetensors, and the network "
+            "with save_pretrained; or add the likelihood as CONTRIBUTING says."
+        )
+    return SavedKind(likelihood.kind, likelihood.settings())
 
 
 def _check_network(model: BayesianLoRA) -> None:
@@ -122,7 +157,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 def load_posterior(
     base_network: nn.Module, folder: str | Path, *, revision: str | None = None
-) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
+) -> tuple[BayesianLoRA, LoRAGuide]:
     """Open what `save_posterior` wrote on a freshly loaded base network, which it wraps.
 
     Args:
@@ -131,7 +166,8 @@ def load_posterior(
         revision: branch, tag or commit of that repository; its main branch where not given.
 
     Raises:
-        PosteriorFileError: a file missing, damaged, edited or of a newer schema, or written for another base model.
+        PosteriorFileError: a file missing, damaged, edited or of a newer schema, of a kind of guide or likelihood
+            that is not known here, or written for another base model.
         AdapterError: weights of the base network have no values, or no longer the layout they were loaded in.
         HubError: there is no such folder, and no such repository that can be read.
 
@@ -140,6 +176,8 @@ def load_posterior(
     """
     folder = find_posterior(folder, revision)
     description = read_whole(folder)
+    kind, settings = saved_guide(folder / DESCRIPTION_FILE, description)
+    likelihood, of_likelihood = saved_likelihood(folder / DESCRIPTION_FILE, description)
     try:
         config = MonteCLoRAConfig(**description["config"])
     except (TypeError, BayesLoRAError) as error:
@@ -163,14 +201,24 @@ def load_posterior(
             f"{folder}: its adapter does not fit this {type(base_network).__name__}: {error}. {load_the_base}"
         ) from error
     _check_adapter(folder, network)
-    model = BayesianLoRA(network, config)
+    try:
+        model = BayesianLoRA(network, config, likelihood.from_settings(network, of_likelihood))
+    except (TypeError, ConfigurationError) as error:
+        raise PosteriorFileError(
+            f"{folder / DESCRIPTION_FILE}: its {likelihood.__name__} cannot be made again: {error}"
+        ) from error
     if list(model.sites.names) != description["adapters"]:
         raise PosteriorFileError(
             f"{folder}: its posterior is of adapters {description['adapters']}, but the network has "
             f"{list(model.sites.names)}. The folder mixes files of two runs."
         )
-    _check_shapes(folder, model)
-    guide = MonteCLoRAGuide(model)
+    try:
+        _check_shapes(folder, kind.expected_shapes(model, settings), len(model.sites.adapters))
+        guide = kind.from_settings(model, settings)
+    except (TypeError, ConfigurationError) as error:
+        raise PosteriorFileError(
+            f"{folder / DESCRIPTION_FILE}: its {kind.__name__} cannot be made again: {error}"
+        ) from error
     try:
         state = load_file(folder / POSTERIOR_FILE)
         model.set_sample_scale(state.pop(SAMPLE_SCALE))
@@ -208,14 +256,9 @@ def _check_adapter(folder: Path, network: PeftModel) -> None:
         )
 
 
-def _check_shapes(folder: Path, model: BayesianLoRA) -> None:
-    """Before anything as large as the config or the file says is made."""
-    sites = model.sites
-    expected = {
-        SAMPLE_SCALE: (len(sites.adapters),),
-        "concentration_unconstrained": (len(sites.adapters), model.config.num_components),
-        **{f"scale_r{rank}_unconstrained": sites.prior_wishart(rank).scale_diagonal.shape for rank in sites.ranks},
-    }
+def _check_shapes(folder: Path, of_guide: Mapping[str, tuple[int, ...]], num_adapters: int) -> None:
+    """Before anything as large as the config, the settings or the file say is made."""
+    expected = {SAMPLE_SCALE: (num_adapters,), **of_guide}
     found = _shapes(folder / POSTERIOR_FILE)
     if found != expected:
         raise PosteriorFileError(

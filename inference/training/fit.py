@@ -1,8 +1,7 @@
 """Fitting model and guide by stochastic variational inference."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, default_data_collator
 
 from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
+from bayes_lora.gradients import frozen
 from bayes_lora.inference.training.callbacks import Clock
 from bayes_lora.inference.training.fit_options import FitOptions
 from bayes_lora.inference.training.progress import Display, history_entry, progress_bar
@@ -81,7 +81,7 @@ def fit(
     if options.phases == "joint":
         return training.of_both(model, guide, num_steps, checkpoints)
     if options.phases == "posterior":
-        with _frozen(model.network):
+        with frozen(model.network):
             return training.of_both(model, guide, num_steps, checkpoints)
     if num_steps < 2:
         raise ConfigurationError(
@@ -91,7 +91,7 @@ def fit(
     first = num_steps // 2
     # Where the second phase was interrupted, this only loads what the first one ended with.
     means = training.of_network(model.network, first, checkpoints and checkpoints / "means")
-    with _frozen(model.network):
+    with frozen(model.network):
         posterior = training.of_both(model, guide, num_steps - first, checkpoints and checkpoints / "posterior")
     later = [{**entry, "step": entry["step"] + first} for entry in posterior.history]
     return FitResult([*means.history, *later], means.seconds + posterior.seconds)
@@ -210,19 +210,6 @@ class _Training:
 def _num_steps(dataset: Any, options: FitOptions) -> int:
     _check_dataset(dataset)
     return options.epochs * math.ceil(len(dataset) / options.batch_size)
-
-
-@contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """Nothing in the network requires a gradient inside."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def _check_dataset(dataset: Any) -> None:

@@ -14,16 +14,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from bayes_lora.errors import DataError
-
-# The first part of a site's name, and the term of the loss that the site belongs to.
-TERMS = {
-    "y": "nll",
-    "pi": "kl_dirichlet",
-    "Sigma": "kl_wishart",
-    "S": "kl_normal",
-    "A": "kl_normal",
-    "cooperative": "cooperative",
-}
+from bayes_lora.models.bayesian_lora import term_of
 
 
 class ItemizedELBO(ELBO):  # type: ignore[misc]
@@ -36,7 +27,7 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
     ``log q - log p`` at the draw instead.
 
     Attributes:
-        terms: of the last loss, by name (`TERMS`; a site unknown there under its own name), detached scalars that
+        terms: of the last loss, by name (`bayes_lora.models.bayesian_lora.LOSS_TERMS`), detached scalars that
             sum to the loss, averaged over particles.
 
     Example:
@@ -63,7 +54,7 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
             for name, site in model_trace.nodes.items():
                 if site["type"] != "sample" or site["infer"].get("_deterministic") or site_is_subsample(site):
                     continue
-                term = TERMS.get(name.split("_")[0], name)
+                term = term_of(name)
                 value = _site_loss(site, guide_trace.nodes.get(name))
                 totals[term] = totals[term] + value if term in totals else value
             # Sites of the guide alone, such as the joint draw of an autoguide, carry its density.

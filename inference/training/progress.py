@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from bayes_lora.inference.training.objective import TERMS
+from bayes_lora.models.bayesian_lora import LOSS_TERMS
 
 
 class Display(TrainerCallback):
@@ -31,7 +31,7 @@ class Display(TrainerCallback):
 
 def history_entry(logs: dict[str, float]) -> dict[str, float]:
     first = ("step", "epoch", "learning_rate", "loss")
-    return {name: logs[name] for name in (*first, *TERMS.values()) if name in logs}
+    return {name: logs[name] for name in (*first, *LOSS_TERMS.values()) if name in logs}
 
 
 def progress_bar(console: Console | None) -> Progress:

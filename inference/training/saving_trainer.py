@@ -7,11 +7,10 @@ from typing import Any
 from transformers.trainer_utils import HubStrategy
 
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.guides.monteclora import MonteCLoRAGuide
 from bayes_lora.inference.storage.hub import push_to_hub
 from bayes_lora.inference.storage.model_card import CardFacts, label_names_of, write_card
 from bayes_lora.inference.storage.posterior_files import DESCRIPTION_FILE
-from bayes_lora.inference.storage.posteriors import save_posterior
+from bayes_lora.inference.storage.posteriors import describe_guide, save_posterior
 from bayes_lora.inference.training.sealed_trainer import SealedTrainer
 from bayes_lora.inference.training.svi_module import SVIModule
 
@@ -120,12 +119,8 @@ class SavingTrainer(SealedTrainer):
             self.push_to_hub(commit_message=f"Training in progress, step {self.state.global_step}")
 
     def _write_posterior(self, folder: Path) -> None:
-        guide = self.svi.guide
-        if not isinstance(guide, MonteCLoRAGuide):
-            raise ConfigurationError(
-                f"a posterior is saved with a MonteCLoRAGuide, and this guide is a {type(guide).__name__}. Save its "
-                "state_dict() with safetensors instead, and the network with save_pretrained."
-            )
+        guide: Any = self.svi.guide
+        describe_guide(self.svi.model, guide)  # else a guide that cannot be saved would leave an empty folder
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".posterior-") as scratch:
             written = save_posterior(self.svi.model, guide, Path(scratch) / "posterior")

@@ -1,11 +1,13 @@
 """One class for each row."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import pyro.distributions as dist
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
+from bayes_lora.checks import require_class_ids
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.metrics.classification import evaluate
 from bayes_lora.metrics.prediction import Prediction
@@ -44,6 +46,11 @@ class Classification(Likelihood):
         """See `__init__`."""
         return cls(network)
 
+    @classmethod
+    def from_settings(cls, network: nn.Module, settings: Mapping[str, Any]) -> Self:
+        """There are none; the network is checked as ever."""
+        return cls(network, **settings)
+
     def checked_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(example,) classes.
 
@@ -64,13 +71,9 @@ class Classification(Likelihood):
                 "numbers from 0 up."
             )
         # On an accelerator this look would stall every step; there the data sets are checked when they are read.
-        on_host = labels.device.type == "cpu" and num_examples > 0
-        least, most = (int(label) for label in labels.aminmax()) if on_host else (0, 0)
-        if not 0 <= least <= most < num_classes:
-            raise LikelihoodError(
-                f"labels run from {least} to {most}, but the network has {num_classes} classes, 0 to "
-                f"{num_classes - 1}. Load it with num_labels={most + 1}, or correct the labels."
-            )
+        if labels.device.type == "cpu":
+            remedy = "Load the network with num_labels={needed}, or correct the labels."
+            require_class_ids(labels, num_classes, LikelihoodError, remedy)
         return labels
 
     def distribution(self, logits: Tensor) -> TorchDistributionMixin:

@@ -54,8 +54,18 @@ class Likelihood(ABC):
         """
 
     def settings(self) -> dict[str, Any]:
-        """Plain data from which ``type(self)(**settings)`` makes it again."""
+        """Plain data from which `from_settings` makes it again."""
         return {}
+
+    @classmethod
+    def from_settings(cls, network: nn.Module, settings: Mapping[str, Any]) -> Self:
+        """The likelihood that had these settings, for this network.
+
+        Raises:
+            TypeError, ConfigurationError: settings that it cannot have.
+            LikelihoodError: see `of_network`.
+        """
+        return cls(**settings)
 
     @abstractmethod
     def checked_labels(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_lora.errors import AdapterError
+from bayes_lora.gradients import frozen
 from bayes_lora.inference.predictors.laplace.linears import NamedLinear
 from bayes_lora.inference.predictors.predictor import Inputs
 from bayes_lora.models import network_logits
@@ -61,7 +62,7 @@ def backpropagate(
         AdapterError: a Linear was not called, was given rows that are not the batch's, or the logits do not depend on
             any of them.
     """
-    with torch.enable_grad(), _frozen(network), _recorded(linears) as calls:
+    with torch.enable_grad(), frozen(network), _recorded(linears) as calls:
         logits = network_logits(network, inputs)
         _check_calls(linears, calls, len(logits))
         if not logits.requires_grad:
@@ -101,19 +102,6 @@ def _one_by_one(
 def _by_position(values: Tensor) -> Tensor:
     """(example, ..., feature) -> (example, position, feature) in float32 or better."""
     return values.detach().to(posterior_dtype(values.dtype)).reshape(len(values), -1, values.shape[-1])
-
-
-@contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside, so that the graph starts at the first Linear that is wanted."""
-    asking = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)
 
 
 @contextmanager

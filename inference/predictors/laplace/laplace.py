@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bayes_lora.checks import require_choice, require_count, require_positive
+from bayes_lora.checks import require_choice, require_class_ids, require_count, require_positive
 from bayes_lora.errors import ConfigurationError, DataError, LikelihoodError, NonFiniteLossError
 from bayes_lora.inference.predictors.laplace.blocks import Block
 from bayes_lora.inference.predictors.laplace.curvature import (
@@ -201,12 +201,8 @@ def _check_outputs(logits: Tensor, labels: Tensor, head: NamedLinear | None) -> 
             "the network has one output, a regression head; the categorical likelihood needs two classes or more. "
             "Load it with num_labels=2 (or the number of classes of your task)."
         )
-    least, most = (int(label) for label in labels.aminmax())
-    if not 0 <= least <= most < num_classes:
-        raise LikelihoodError(
-            f"labels run from {least} to {most}, but the network has {num_classes} classes, 0 to {num_classes - 1}. "
-            f"Load it with num_labels={most + 1}, or correct the labels."
-        )
+    remedy = "Load the network with num_labels={needed}, or correct the labels."
+    require_class_ids(labels, num_classes, LikelihoodError, remedy)
     if head is not None and head.shape[0] != num_classes:
         raise ConfigurationError(
             f"the last Linear, {head.name}, has {head.shape[0]} outputs where the network has {num_classes} classes, "

@@ -1,6 +1,5 @@
 """The Linears whose weights a Laplace posterior is about."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,10 +8,9 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from bayes_lora.adapters import check_state
+from bayes_lora.adapters.names import plain_name
 from bayes_lora.errors import AdapterError, ConfigurationError, UnsupportedAdapterError
 
-# What PEFT puts into the name of a module that was there before it.
-_OF_PEFT = re.compile(r"^base_model\.model\.|\.base_layer\b|\.modules_to_save\.[^.]+")
 _NOT_A_HEAD = {"lora_A", "lora_B", "original_module"}
 
 
@@ -83,11 +81,11 @@ def find_head(network: nn.Module, name: str | None = None) -> NamedLinear:
         for module in copy.modules()
     }
     candidates = [
-        NamedLinear(_plain_name(path), module)
+        NamedLinear(plain_name(path), module)
         for path, module in network.named_modules()
         if isinstance(module, nn.Linear) and id(module) not in unused and not _NOT_A_HEAD & set(path.split("."))
     ]
-    matching = [linear for linear in candidates if name is None or linear.name == _plain_name(name)]
+    matching = [linear for linear in candidates if name is None or linear.name == plain_name(name)]
     if matching:
         return matching[-1]
     if name is None:
@@ -107,7 +105,7 @@ def _lora_linears(network: nn.Module) -> list[NamedLinear]:
     for path, layer in network.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        name = _plain_name(path)
+        name = plain_name(path)
         check_state(name, layer)
         for key in layer.active_adapters:
             if key in layer.lora_embedding_A or layer.lora_variant.get(key) is not None:
@@ -131,7 +129,3 @@ def _lora_linears(network: nn.Module) -> list[NamedLinear]:
             "peft.LoraConfig(...)), or use LaplaceOptions(parameters='last_layer')."
         )
     return found
-
-
-def _plain_name(path: str) -> str:
-    return _OF_PEFT.sub("", path)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -17,10 +16,11 @@ from bayes_lora.files import write_whole
 from bayes_lora.inference.predictors.laplace.blocks import Block, DiagonalBlock, KroneckerBlock
 from bayes_lora.inference.predictors.laplace.laplace import LaplaceOptions, LaplacePosterior
 from bayes_lora.inference.predictors.laplace.matching import match_linears
+from bayes_lora.sealed_files import Format
 
 SCHEMA_VERSION = 1
 _HEADER = "laplace"  # its key in the file's metadata
-_REMEDY = "Save the posterior again, or copy it again."
+_FORMAT = Format(PosteriorFileError, "Save the posterior again, or copy it again.", SCHEMA_VERSION)
 
 
 def save_laplace(posterior: LaplacePosterior, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -61,15 +61,8 @@ def load_laplace(network: nn.Module, path: str | Path) -> LaplacePosterior:
         PosteriorFileError: the file is missing, damaged, edited, of another schema version, or of another network.
     """
     path = Path(path)
-    try:
-        with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise PosteriorFileError(f"{path} is missing. Give the file that save_laplace wrote.") from error
-    except (SafetensorError, OSError) as error:
-        raise PosteriorFileError(f"{path} cannot be read as a safetensors file ({error}). {_REMEDY}") from error
-    description = _checked(path, header, tensors)
+    metadata, tensors = _FORMAT.read_tensors(path, "Give the file that save_laplace wrote.")
+    description = _checked(path, metadata.get(_HEADER), tensors)
     try:
         options = LaplaceOptions(**description["options"])
         posterior = LaplacePosterior(
@@ -81,7 +74,7 @@ def load_laplace(network: nn.Module, path: str | Path) -> LaplacePosterior:
             description["prior_precision"],
         )
     except (TypeError, KeyError, BayesLoRAError) as error:
-        raise PosteriorFileError(f"{path}: what it says cannot be used ({error!r}). {_REMEDY}") from error
+        raise PosteriorFileError(f"{path}: what it says cannot be used ({error!r}). {_FORMAT.remedy}") from error
     linears = match_linears(network, posterior)
     devices = {linear.name: linear.module.weight.device for linear in linears}
     blocks = {name: block.to(devices[name]) for name, block in posterior.blocks.items()}
@@ -94,18 +87,11 @@ def _checked(path: Path, header: str | None, tensors: Mapping[str, Tensor]) -> d
         version, digest = description["schema_version"], description.pop("sha256")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise PosteriorFileError(
-            f"{path} is not a file that save_laplace wrote, or it was damaged. {_REMEDY}"
+            f"{path} is not a file that save_laplace wrote, or it was damaged. {_FORMAT.remedy}"
         ) from error
     # Before the checksum, which another version may take otherwise.
-    if version != SCHEMA_VERSION:
-        raise PosteriorFileError(
-            f"{path} has schema version {version}, this library reads {SCHEMA_VERSION}. Install the newest "
-            "bayes-lora: pip install --upgrade bayes-lora."
-        )
-    if digest != _digest(description, tensors):
-        raise PosteriorFileError(
-            f"{path} does not have the checksum it was written with: it was damaged or edited. {_REMEDY}"
-        )
+    _FORMAT.require_version(path, version)
+    _FORMAT.require_checksum(path, _digest(description, tensors), digest)
     return description  # type: ignore[no-any-return]
 
 

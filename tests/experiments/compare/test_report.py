@@ -10,10 +10,11 @@ from torch import Tensor
 from bayes_lora.experiments.compare.methods import Method
 from bayes_lora.experiments.compare.report import latex, markdown, markdown_differences, scores
 from bayes_lora.experiments.compare.running import Results
-from bayes_lora.experiments.compare.significance import Contrast, significance
+from bayes_lora.experiments.compare.significance import significance
 from bayes_lora.inference import all_metrics
 from bayes_lora.metrics.bootstrap import Difference
 from bayes_lora.metrics.classification import example_losses
+from bayes_lora.metrics.contrast import Contrast
 
 
 def test_numbers_follow_from_the_stored_predictions(done: Results) -> None:

@@ -368,7 +368,7 @@ def test_histories_without_steps(batch: Batch) -> None:
 
 def test_labels_outside_the_classes(batch: Batch) -> None:
     batch["labels"][0] = -100
-    with pytest.raises(LikelihoodError, match="labels run from -100 to 2, but the network has 3 classes"):
+    with pytest.raises(LikelihoodError, match="labels run from -100 to 2, but there are 3 classes"):
         to_inference_data(*noisy_pair(), [batch], num_samples=2)
 
 

@@ -336,9 +336,12 @@ def test_damage_is_seen(tmp_path: Path) -> None:
     with pytest.raises(CheckpointFileError, match=r"trained\.safetensors cannot be read"):
         load_trained(build_base(), tmp_path)
     path.write_bytes(data)
-    for edited in (text.replace('"alpha": 6', '"alpha": 7'), "[]", json.dumps({"way": "lora"})):
+    description.write_text(text.replace('"alpha": 6', '"alpha": 7'))
+    with pytest.raises(CheckpointFileError, match=r"trained\.json does not have the checksum it was written with"):
+        load_trained(build_base(), tmp_path)
+    for edited in ("[]", json.dumps({"way": "lora"})):
         description.write_text(edited)
-        with pytest.raises(CheckpointFileError, match=r"is not what was written: it was damaged or edited"):
+        with pytest.raises(CheckpointFileError, match=r"trained\.json lacks some of .*: it was damaged or edited"):
             load_trained(build_base(), tmp_path)
     description.write_text("{")
     with pytest.raises(CheckpointFileError, match=r"trained\.json cannot be read"):

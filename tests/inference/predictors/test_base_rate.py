@@ -33,7 +33,7 @@ def test_on_rows_like_those_it_counted_it_is_calibrated_and_finds_no_errors() ->
 
 
 def test_refused(batch: Batch) -> None:
-    with pytest.raises(DataError, match="labels run from 0 to 2; there are 2 classes"):
+    with pytest.raises(DataError, match=r"labels run from 0 to 2, but there are 2 classes, 0 to 1\. Correct the"):
         BaseRate(torch.tensor([0, 2]), 2)
     with pytest.raises(ConfigurationError, match="num_classes=0"):
         BaseRate(torch.zeros(0, dtype=torch.long), 0)

@@ -17,9 +17,8 @@ from bayes_lora.inference.predictors.ensemble import Ensemble, checkpoint_states
 from bayes_lora.inference.predictors.point_estimate import PointEstimate
 from bayes_lora.inference.storage.checkpoints import SEAL_FILE
 from bayes_lora.models import network_logits
-from tests.inference.training.test_fit import learnable_rows
 from tests.inference.training.test_trainer import arguments
-from tests.networks import Batch, build_bert, build_network, build_pair
+from tests.networks import Batch, build_bert, build_network, build_pair, learnable_rows
 
 OPTIONS = FitOptions(epochs=1, batch_size=8, learning_rate=1e-2, save_every=3)
 

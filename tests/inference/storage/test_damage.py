@@ -17,7 +17,7 @@ from bayes_lora.errors import BayesLoRAError, CheckpointFileError, PosteriorFile
 from bayes_lora.files import JSON_LIMIT
 from bayes_lora.inference import SVITrainer, load_posterior
 from bayes_lora.inference.storage.checkpoints import SEAL_FILE, newest_whole, require_whole
-from bayes_lora.inference.storage.posterior_files import write_description
+from bayes_lora.inference.storage.posterior_files import SavedKind, write_description
 from tests.networks import build_bert, build_network, build_pair, make_batch
 from tests.posteriors import FILES, build_base, build_saved, content, same
 
@@ -108,7 +108,8 @@ def described(folder: Path) -> dict[str, Any]:
 def seal_again(folder: Path, **changes: Any) -> None:
     """Make the checksums fit what the files now are, as whoever edits them on purpose would."""
     description = described(folder) | changes
-    write_description(folder, *(description[name] for name in ("config", "adapters", "base_fingerprint")))
+    config, adapters, base = (description[name] for name in ("config", "adapters", "base_fingerprint"))
+    write_description(folder, config, adapters, base, SavedKind(**description["guide"]))
 
 
 def edit(**changes: Any) -> Callable[[Path], object]:
@@ -177,7 +178,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "description lacks a key": (edit(adapters=None), r"bayes_lora\.json lacks some of .*: it was damaged or edited"),
     "edited description": (edit(adapters=["a"]), r"bayes_lora\.json does not have the checksum it was written with"),
     "edited config": (edit(config={"num_components": 4}), r"bayes_lora\.json does not have the checksum it was writ"),
-    "future schema": (edit(schema_version=2), r"schema version 2, this library reads 1\. Install the newest bayes-l"),
+    "future schema": (
+        edit(schema_version=3),
+        r"schema version 3, this library reads 1 to 2\. Install the newest bay",
+    ),
     "impossible config": (configure(num_components=0), r"its config cannot be used: num_components=0 must be an"),
     "unknown option": (configure(spin=1), r"its config cannot be used: .*spin"),
     "description is a folder": (

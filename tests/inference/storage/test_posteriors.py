@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import bayes_lora as bl
 from bayes_lora.errors import ConfigurationError, PosteriorFileError, RunExistsError
-from bayes_lora.inference import MeanFieldGuide, MonteCLoRAGuide, load_posterior, predict, save_posterior
+from bayes_lora.inference import LoRAGuide, MonteCLoRAGuide, load_posterior, predict, save_posterior
 from bayes_lora.inference.storage.fingerprint import base_fingerprint
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.models import BayesianLoRA, GaussianRegression
+from bayes_lora.models.own_sites import OwnSites
 from tests.networks import Batch, build_bert, build_network, build_pair
 from tests.posteriors import FILES, build_base, build_saved, content, same, sample
 
@@ -208,9 +209,24 @@ def test_a_failed_replacement_leaves_the_old_folder(
     assert list(tmp_path.iterdir()) == [tmp_path / "posterior"]
 
 
-def test_another_kind_of_guide_is_refused(tmp_path: Path) -> None:
-    options = {"objective": "elbo", "num_train_examples": 70, "sample_scale": 0.05}
-    model = BayesianLoRA(build_network(num_layers=1), bl.MonteCLoRAConfig(**options))  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="writes a MonteCLoRAGuide, and this guide is a MeanFieldGuide"):
-        save_posterior(model, MeanFieldGuide(model), tmp_path / "run")
+def test_a_guide_that_its_files_could_not_name_is_refused(tmp_path: Path) -> None:
+    model, guide = build_pair()
+    others: list[Any] = [guide.forward, LoRAGuide(model)]
+    for other in others:
+        with pytest.raises(ConfigurationError, match=r"this \w+ is of no such kind; those are .*mean_field, mo"):
+            save_posterior(model, other, tmp_path / "run")
+    with pytest.raises(ConfigurationError, match="the guide belongs to another model"):
+        save_posterior(build_pair()[0], guide, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_likelihood_is_saved(tmp_path: Path) -> None:
+    """With its settings; one that nothing could make again is refused before anything is written."""
+    likelihood = GaussianRegression(0.25)
+    model = BayesianLoRA(build_network(), bl.MonteCLoRAConfig(), likelihood)
+    save_posterior(model, MonteCLoRAGuide(model), tmp_path / "regression")
+    assert load_posterior(build_base(), tmp_path / "regression")[0].likelihood == likelihood
+    model.likelihood = OwnSites(lambda logits, labels: None)
+    with pytest.raises(ConfigurationError, match=r"this OwnSites is none of classification, gaussian_regression"):
+        save_posterior(model, MonteCLoRAGuide(model), tmp_path / "own")
+    assert not (tmp_path / "own").exists()

@@ -17,19 +17,9 @@ from transformers import TrainerCallback
 from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
 from bayes_lora.inference import FitOptions, FitResult, MonteCLoRAGuide, fit, fit_network, predict
 from bayes_lora.models import BayesianLoRA
-from tests.networks import build_network, build_pair
+from tests.networks import build_network, build_pair, learnable_rows
 
 Rows = list[dict[str, Any]]
-
-
-def learnable_rows(count: int = 48) -> Rows:
-    """The label is the third of the vocabulary that all of a row's tokens come from."""
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for i in range(count):
-        tokens = 1 + 16 * (i % 3) + torch.randint(0, 15, (6,), generator=generator)
-        rows.append({"input_ids": tokens.tolist(), "attention_mask": [1] * 6, "labels": i % 3})
-    return rows
 
 
 OPTIONS = FitOptions(epochs=1, batch_size=8, learning_rate=1e-2, log_every=2)

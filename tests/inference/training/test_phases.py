@@ -13,8 +13,7 @@ from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
 from bayes_lora.inference import FitOptions, MonteCLoRAGuide, fit, fit_network
 from bayes_lora.inference.training.sealed_trainer import SealedTrainer
 from bayes_lora.models import BayesianLoRA
-from tests.inference.training.test_fit import learnable_rows
-from tests.networks import build_bert, build_network, build_pair
+from tests.networks import build_bert, build_network, build_pair, learnable_rows
 
 POST_HOC = FitOptions(epochs=2, batch_size=8, learning_rate=1e-2, log_every=2, phases="posterior")
 TWO = FitOptions(epochs=2, batch_size=8, learning_rate=1e-2, log_every=2, save_every=2, phases="means_then_posterior")

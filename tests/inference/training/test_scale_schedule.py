@@ -12,9 +12,8 @@ from transformers import TrainerCallback
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference import FitOptions, SampleScaleSchedule, SVITrainer, fit, load_posterior, save_posterior
 from bayes_lora.inference.training.scale_schedule import ScaleScheduleKind
-from tests.inference.training.test_fit import learnable_rows
 from tests.inference.training.test_trainer import arguments
-from tests.networks import build_network, build_pair
+from tests.networks import build_network, build_pair, learnable_rows
 
 KINDS: list[ScaleScheduleKind] = ["constant", "linear", "cosine", "entropy", "loss"]
 EPS = 0.2

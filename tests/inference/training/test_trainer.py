@@ -369,6 +369,6 @@ def test_save_model_writes_a_posterior(tmp_path: Path) -> None:
 def test_a_guide_of_another_kind_is_not_saved_as_this_one(tmp_path: Path) -> None:
     trainer = build_trainer(tmp_path)
     trainer.svi.guide = torch.nn.Linear(1, 1)
-    with pytest.raises(ConfigurationError, match="this guide is a Linear"):
+    with pytest.raises(ConfigurationError, match="this Linear is of no such kind"):
         trainer.save_model(str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

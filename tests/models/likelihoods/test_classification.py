@@ -40,7 +40,7 @@ def test_single_label_classification_is_accepted(batch: Batch) -> None:
 def test_labels_outside_the_classes(batch: Batch, label: int, span: str) -> None:
     model, _ = build_pair()
     batch["labels"][0] = label
-    with pytest.raises(LikelihoodError, match=rf"labels run from {span}, but the network has 3 classes, 0 to 2"):
+    with pytest.raises(LikelihoodError, match=rf"labels run from {span}, but there are 3 classes, 0 to 2"):
         poutine.trace(model).get_trace(**batch)
 
 

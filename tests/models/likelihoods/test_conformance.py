@@ -40,7 +40,7 @@ def labels_for(likelihood: Likelihood, logits: Tensor) -> Tensor:
 
 @KINDS
 def test_it_is_made_again_from_its_settings(likelihood: Likelihood) -> None:
-    again = type(likelihood)(**likelihood.settings())
+    again = type(likelihood).from_settings(nn.Identity(), likelihood.settings())
     logits = logits_of(NUM_ROWS)
     labels = labels_for(likelihood, logits)
     assert torch.equal(again.log_density(logits, labels), likelihood.log_density(logits, labels))

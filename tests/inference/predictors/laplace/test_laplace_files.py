@@ -187,7 +187,7 @@ def test_rows_that_cannot_be_fitted(batch: Batch) -> None:
         fit_laplace(network, [])
     with pytest.raises(DataError, match="a training batch has no labels"):
         fit_laplace(network, [without_labels(batch)])
-    with pytest.raises(LikelihoodError, match=r"labels run from 0 to 3, but the network has 3 classes"):
+    with pytest.raises(LikelihoodError, match=r"labels run from 0 to 3, but there are 3 classes"):
         fit_laplace(network, [{**batch, "labels": torch.tensor([0, 1, 2, 3, 0])}])
 
 

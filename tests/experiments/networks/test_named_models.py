@@ -1,0 +1,54 @@
+"""Base models with a short name: found where they are, listed in the help, linked from the card."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bayes_lora.errors import BaseModelError
+from bayes_lora.experiments.command_line.main import app
+from bayes_lora.experiments.networks.base_models import resolve_base_model
+from bayes_lora.experiments.networks.named_models import NamedModel, named_models
+from tests.contributing import copy_with_example
+
+
+@pytest.mark.parametrize("name", named_models())
+def test_each_is_found_and_listed(name: str) -> None:
+    model = named_models()[name]
+    assert model.name == name
+    where = resolve_base_model(name)
+    assert (Path(where) / "config.json").is_file() or resolve_base_model(where) == where
+    for command in ("fit", "compare", "bench"):
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0
+        assert name in shown.output.partition("--base-model")[2]
+
+
+def test_minilm_is_there() -> None:
+    assert named_models()["minilm"].on_the_hub == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    def find() -> str:
+        raise ImportError
+
+    with pytest.raises(BaseModelError, match=r"base model 'tiny' comes with a package .*: pip install 'tiny-bert'\."):
+        NamedModel("tiny", find, package="tiny-bert").locate()
+
+
+def test_the_example_of_contributing_is_all_it_takes(tmp_path: Path) -> None:
+    copy = copy_with_example(tmp_path, "Add a base model")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-k", "tinybert"]
+    done = subprocess.run(
+        [*command, "tests/experiments/networks/test_named_models.py"],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "test_each_is_found_and_listed[tinybert] PASSED" in done.stdout
