@@ -9,7 +9,6 @@ from rich.console import Console
 
 from bayes_lora.errors import TaskError
 from bayes_lora.experiments.families.family import TaskFamily, task_families
-from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.experiments.rows.rows import read_rows
 from bayes_lora.experiments.runs.run_config import RunConfig
 from bayes_lora.experiments.runs.runs import fit_run, load_run
@@ -64,7 +63,7 @@ def test_a_run_of_it(family: TaskFamily, rows_file: Path, base: str, tmp_path: P
     assert {name for row in described for name in row} == {"text", "label", *family.output_columns}
 
     found = load_run(tmp_path / "run")
-    assert type(found.model.likelihood) is type(family.likelihood(load_base_model(base, rows.task.label_names).network))
+    assert type(found.model.likelihood) is type(family.likelihood(found.model.network))
     prediction = found.predict(found.encode(rows.validation))
     assert found.model.likelihood.metrics(prediction) == metrics["posterior_predictive"]
     assert torch.isfinite(prediction.logits).all()
