@@ -35,9 +35,7 @@ def test_a_package_that_is_missing_is_named() -> None:
     def find() -> str:
         raise ImportError
 
-    with pytest.raises(
-        BaseModelError, match=r"base model 'tiny' comes with a package .*: pip install 'tiny-bert'\."
-    ):
+    with pytest.raises(BaseModelError, match=r"base model 'tiny' comes with a package .*: pip install 'tiny-bert'\."):
         NamedModel("tiny", find, package="tiny-bert").locate()
 
 

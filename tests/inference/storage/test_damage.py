@@ -108,8 +108,8 @@ def described(folder: Path) -> dict[str, Any]:
 def seal_again(folder: Path, **changes: Any) -> None:
     """Make the checksums fit what the files now are, as whoever edits them on purpose would."""
     description = described(folder) | changes
-    known = [description[name] for name in ("config", "adapters", "base_fingerprint")]
-    write_description(folder, *known, guide=SavedGuide(**description["guide"]))
+    config, adapters, base = (description[name] for name in ("config", "adapters", "base_fingerprint"))
+    write_description(folder, config, adapters, base, SavedGuide(**description["guide"]))
 
 
 def edit(**changes: Any) -> Callable[[Path], object]:

@@ -15,7 +15,7 @@ from bayes_lora.inference import load_posterior, push_to_hub
 from tests.hub_server import Hub, serve
 from tests.posteriors import FILES, build_base, build_saved, content, same
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 Session = tuple[dict[str, Any], Hub, Path]
 
 

@@ -18,7 +18,7 @@ from bayes_lora.models import BayesianLoRA
 from tests.networks import Batch, build_bert, build_network, build_pair
 from tests.posteriors import FILES, build_base, build_saved, content, same, sample
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 CONFIGS: list[dict[str, Any]] = [
     {"num_components": 3, "sample_scale": 0.3},

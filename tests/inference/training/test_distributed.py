@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.distributed_run import run
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def two_processes(folder: Path, mode: str) -> list[dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from bayes_lora.errors import CheckpointFileError
 from bayes_lora.inference.storage.checkpoints import SEAL_FILE, newest_whole, require_whole, seal
 from tests.training_run import NUM_STEPS, run
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 ROWS_READ = NUM_STEPS * 8
 
 
