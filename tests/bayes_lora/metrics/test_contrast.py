@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from bayes_lora.metrics.bootstrap import Difference, mean_difference, resampled, resampled_difference
 from bayes_lora.metrics.contrast import Contrast
@@ -14,7 +15,11 @@ def test_it_is_made_of_losses_or_of_resampled_metrics() -> None:
     means = Contrast.of_means(first, second)
     assert means.rows == mean_difference(first, second)
     assert means.of_seeds == pytest.approx((first - second).mean(-1).tolist())
-    maxima = [[resampled(lambda rows, of=of: of[rows].amax(-1), 50) for of in method] for method in (first, second)]
+
+    def resampled_maximum(losses: Tensor) -> Tensor:
+        return resampled(lambda rows: losses[rows].amax(-1), len(losses))
+
+    maxima = [[resampled_maximum(of_seed) for of_seed in method] for method in (first, second)]
     areas = Contrast.of_resampled(*maxima)
     assert areas.rows == resampled_difference(*maxima)
     assert areas.of_seeds == pytest.approx((first.amax(-1) - second.amax(-1)).tolist())

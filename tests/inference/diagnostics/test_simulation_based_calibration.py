@@ -20,7 +20,7 @@ def simulate(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def posterior(y: Tensor, num_draws: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    noise = torch.randn(num_draws, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    noise: Tensor = torch.randn(num_draws, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return y / 2 + shift + scale * 0.5**0.5 * noise
 
 
