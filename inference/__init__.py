@@ -2,6 +2,7 @@
 
 from bayes_lora.inference.diagnostics.inference_data import to_inference_data
 from bayes_lora.inference.diagnostics.inference_data_files import load_inference_data, save_inference_data
+from bayes_lora.inference.finetuning.lora import LoRAOptions, add_lora
 from bayes_lora.inference.guides.autoguides import AutoAdapterGuide, autoguide
 from bayes_lora.inference.guides.lora_guide import LoRAGuide
 from bayes_lora.inference.guides.mean_field import MeanFieldGuide
@@ -34,14 +35,17 @@ from bayes_lora.inference.training.objective import ItemizedELBO
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
 from bayes_lora.inference.training.trainer import SVITrainer
 from bayes_lora.metrics.bootstrap import mean_difference, metric_difference, one_by_one
-from bayes_lora.metrics.classification import all_metrics, evaluate
+from bayes_lora.metrics.classification import all_metrics, evaluate, example_losses
+from bayes_lora.metrics.contrast import Contrast
 from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.metrics.uncertainty import out_of_distribution_auroc, risk_coverage_curve, uncertainty_scores
 
 __all__ = [
     "SWAG",
     "AutoAdapterGuide",
     "BaseRate",
     "CardFacts",
+    "Contrast",
     "Ensemble",
     "FitOptions",
     "FitResult",
@@ -50,6 +54,7 @@ __all__ = [
     "LaplacePosterior",
     "LaplacePredictor",
     "LoRAGuide",
+    "LoRAOptions",
     "MCDropout",
     "MeanFieldGuide",
     "MonteCLoRAGuide",
@@ -62,11 +67,13 @@ __all__ = [
     "SampleScaleSchedule",
     "ScaleCalibration",
     "TemperatureScaled",
+    "add_lora",
     "all_metrics",
     "autoguide",
     "calibrate_scale",
     "checkpoint_states",
     "evaluate",
+    "example_losses",
     "fit",
     "fit_laplace",
     "fit_network",
@@ -77,13 +84,16 @@ __all__ = [
     "mean_difference",
     "metric_difference",
     "one_by_one",
+    "out_of_distribution_auroc",
     "predict",
     "push_to_hub",
     "read_state",
+    "risk_coverage_curve",
     "save_inference_data",
     "save_laplace",
     "save_posterior",
     "to_inference_data",
     "trainable_state",
     "tune_prior_precision",
+    "uncertainty_scores",
 ]

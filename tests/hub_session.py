@@ -16,9 +16,11 @@ import peft
 import torch
 from huggingface_hub import HfApi
 
+import bayes_lora as bl
 from bayes_lora.errors import BayesLoRAError
-from bayes_lora.inference import load_posterior, predict, push_to_hub
-from tests.networks import make_batch
+from bayes_lora.inference import MeanFieldGuide, load_posterior, predict, push_to_hub, save_posterior
+from bayes_lora.models import BayesianLoRA
+from tests.networks import build_network, make_batch
 from tests.posteriors import build_base, build_saved, content, same
 
 
@@ -45,10 +47,18 @@ def mean_by_peft(name: str) -> bool:
     return torch.equal(logits, predict(model, guide, [make_batch()], at_mean=True).logits[0])
 
 
+def mean_field_pair() -> tuple[BayesianLoRA, MeanFieldGuide]:
+    """A guide of another kind."""
+    config = bl.MonteCLoRAConfig(objective="elbo", num_train_examples=20, sample_scale=0.1)
+    model = BayesianLoRA(build_network(), config)
+    return model, MeanFieldGuide(model)
+
+
 def main(place: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     first, second = place / "first", place / "second"
     build_saved(first)
+    other = save_posterior(*mean_field_pair(), place / "other")
     (first / "notes.txt").write_text("not of the posterior")
     build_saved(second, init_concentration=3.0)
     damaged, unlisted, bare = (Path(shutil.copytree(first, place / name)) for name in ("damaged", "unlisted", "bare"))
@@ -59,6 +69,8 @@ def main(place: Path) -> dict[str, Any]:
         "pushed": attempt(lambda: push_to_hub(first, "tester/mine", commit_message="The first one")),
         "pushed again": attempt(lambda: push_to_hub(str(first), "mine")),
         "loads as first": loads_as(first, "tester/mine"),
+        "pushed another kind": attempt(lambda: push_to_hub(other, "tester/other")),
+        "another kind loads": loads_as(other, "tester/other"),
         "mean by PEFT": mean_by_peft("tester/mine"),
     }
     commit = HfApi().model_info("tester/mine").sha

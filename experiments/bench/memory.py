@@ -68,9 +68,9 @@ def measure(contender: str, case: Case) -> Memory:
     del turn
     # A second time with the allocator watched, which itself takes memory.
     loaded_base(case.base, case.shape)
-    turn, built, _ = _watched(lambda: build(case))
-    _, kept, _ = _watched(lambda: turn(1))
-    _, _, peak = _watched(lambda: turn(1))
+    turn, built, _ = watched(lambda: build(case))
+    _, kept, _ = watched(lambda: turn(1))
+    _, _, peak = watched(lambda: turn(1))
     held = built + kept - weights
     return Memory(process_peak, held + peak, held)
 
@@ -84,7 +84,7 @@ def _on_cuda(turn: Turn, weights: int) -> Memory:
     return Memory(peak, peak - weights, held - weights)
 
 
-def _watched(call: Callable[[], Result]) -> tuple[Result, int, int]:
+def watched(call: Callable[[], Result]) -> tuple[Result, int, int]:
     """What a call returns, the bytes of tensors it leaves behind, and the most it held at once beyond the start.
 
     From the allocator's own events, so that tensors that live for a moment count too.

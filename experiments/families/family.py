@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bayes_lora.discovery import classes_of
 from bayes_lora.errors import DataError, TaskError
+from bayes_lora.experiments import families
 from bayes_lora.experiments.rows.rows import Row, hold_out
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def written(row: Row, column: str, number: int, path: Path) -> Any:
 @cache
 def task_families() -> dict[str, TaskFamily]:
     """Every family that a module of this package defines, by name."""
-    return {found.name: found() for found in classes_of("bayes_lora.experiments.families", TaskFamily)}  # type: ignore[type-abstract]
+    return {found.name: found() for found in classes_of(families, TaskFamily)}  # type: ignore[type-abstract]
 
 
 def task_family(name: str) -> TaskFamily:

@@ -6,6 +6,7 @@ from functools import cache
 
 from bayes_lora.discovery import modules_of
 from bayes_lora.errors import BaseModelError, ConfigurationError
+from bayes_lora.experiments import networks
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def named_models() -> dict[str, NamedModel]:
         ConfigurationError: two files give the same name.
     """
     found: dict[str, NamedModel] = {}
-    for module in modules_of("bayes_lora.experiments.networks"):
+    for module in modules_of(networks):
         model = getattr(module, "BASE_MODEL", None)
         if isinstance(model, NamedModel):
             if model.name in found:

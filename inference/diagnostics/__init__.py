@@ -9,10 +9,11 @@
     check_label_rates, check_accuracy, check_confidence
                          do labels that the model draws look like those observed?
     uncertainty_map      which adapters carry the uncertainty of the predictions?
+    rank_truth           is a way of sampling posteriors right where the truth is known? (simulations; gives `Ranks`)
 
-Each returns a frozen dataclass with `flagged`, whether something is wrong, and `message`, the finding in words; its
-docstring says what it can tell and what it cannot. `controls.CLAIMS` is the table of the wrong posteriors that each
-must flag. PSIS-LOO, WAIC and the comparison of methods by them are ArviZ's, from the log likelihoods that
+Each but the last returns a frozen dataclass with `flagged`, whether something is wrong, and `message`, the finding in
+words; its docstring says what it can tell and what it cannot. `controls.CLAIMS` is the table of the wrong posteriors
+that each must flag. PSIS-LOO, WAIC and the comparison of methods by them are ArviZ's, from the log likelihoods that
 `to_inference_data` keeps.
 
 R-hat and the effective sample size are not offered. They ask whether the draws of a Markov chain have forgotten where
@@ -29,6 +30,7 @@ from bayes_lora.inference.diagnostics.mixture import Mixture, mixture
 from bayes_lora.inference.diagnostics.pareto import ParetoCheck, psis_k_hat
 from bayes_lora.inference.diagnostics.predictive_checks import check_accuracy, check_confidence, check_label_rates
 from bayes_lora.inference.diagnostics.replicated_labels import PredictiveCheck
+from bayes_lora.inference.diagnostics.simulation_based_calibration import Ranks, rank_truth
 from bayes_lora.inference.diagnostics.spread import AdapterSpread, SeedSpread, seed_spread
 from bayes_lora.inference.diagnostics.uncertainty_map import (
     PartUncertainty,
@@ -49,6 +51,7 @@ __all__ = [
     "PartUncertainty",
     "PredictiveCheck",
     "PriorToPosterior",
+    "Ranks",
     "SeedSpread",
     "Uncertainty",
     "UncertaintyMap",
@@ -61,6 +64,7 @@ __all__ = [
     "mixture",
     "prior_to_posterior",
     "psis_k_hat",
+    "rank_truth",
     "seed_spread",
     "uncertainty_map",
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bayes_lora.discovery import modules_of
 from bayes_lora.errors import ConfigurationError
+from bayes_lora.inference import guides
 from bayes_lora.inference.guides.supported_elbos import refuse_unsupported_elbo
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.models.latent_sites import Latents
@@ -126,6 +127,6 @@ class LoRAGuide(PyroModule):  # type: ignore[misc]
 
 def guide_kinds() -> dict[str, type[LoRAGuide]]:
     """Every kind of guide there is, by the name that saved posteriors have for it."""
-    for _ in modules_of("bayes_lora.inference.guides"):
+    for _ in modules_of(guides):
         pass  # importing one is what makes its classes known
     return dict(sorted(_KINDS.items()))

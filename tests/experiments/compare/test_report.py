@@ -1,7 +1,6 @@
 """Tables, tests and figures of a comparison."""
 
 import csv
-import math
 
 import pytest
 from numpy.testing import assert_allclose
@@ -104,23 +103,3 @@ def test_what_is_better_and_what_is_worse_is_marked() -> None:
     assert line == (
         "| laplace | **+2.0 [+1.0, +3.0]** | *+0.200 [+0.100, +0.300]* | -0.100 [-0.200, +0.100] |"
     )  # higher accuracy is better, higher NLL worse, and of the last one the sign is not known
-
-
-@pytest.mark.parametrize(
-    ("of_seeds", "sign"),
-    [
-        ((0.2,), 1),  # of one seed nothing else is known
-        ((0.1, 0.2, 0.3), 0),  # mean .2, standard error .0577, and 4.303 of these are .248
-        ((0.16, 0.2, 0.24), 1),  # .0231, .099
-        ((0.19, 0.21), 1),  # .01, and 12.706 of these are .127
-        ((0.18, 0.22), 0),  # .02, .254
-        ((0.2, 0.2), 1),
-    ],
-)
-def test_another_training_may_turn_it_round(of_seeds: tuple[float, ...], sign: int) -> None:
-    estimate = sum(of_seeds) / len(of_seeds)
-    assert Contrast(Difference(estimate, 0.1, 0.3, 0.01, 100), of_seeds).sign == sign
-    below = Contrast(Difference(-estimate, -0.3, -0.1, 0.01, 100), tuple(-value for value in of_seeds))
-    assert below.sign == -sign
-    assert Contrast(Difference(estimate, -0.1, 0.3, 0.2, 100), of_seeds).sign == 0
-    assert Contrast(Difference(estimate, math.nan, math.nan, math.nan, 0), of_seeds).sign == 0

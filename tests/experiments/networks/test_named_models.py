@@ -1,8 +1,5 @@
 """Base models with a short name: found where they are, listed in the help, linked from the card."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from bayes_lora.experiments.command_line.main import app
 from bayes_lora.experiments.networks.base_models import resolve_base_model
 from bayes_lora.experiments.networks.named_models import NamedModel, named_models
 from tests.contributing import copy_with_example
+from tests.copied_project import run_tests
 
 
 @pytest.mark.parametrize("name", named_models())
@@ -41,14 +39,5 @@ def test_a_package_that_is_missing_is_named() -> None:
 
 def test_the_example_of_contributing_is_all_it_takes(tmp_path: Path) -> None:
     copy = copy_with_example(tmp_path, "Add a base model")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-k", "tinybert"]
-    done = subprocess.run(
-        [*command, "tests/experiments/networks/test_named_models.py"],
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "test_each_is_found_and_listed[tinybert] PASSED" in done.stdout
+    said = run_tests(copy, "tests/experiments/networks/test_named_models.py", "tinybert")
+    assert "test_each_is_found_and_listed[tinybert] PASSED" in said

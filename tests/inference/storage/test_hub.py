@@ -40,6 +40,12 @@ def test_what_was_pushed_loads_bit_for_bit(session: Session) -> None:
     assert found["its revision loads as first"] is True
 
 
+def test_every_kind_of_guide_can_be_pushed(session: Session) -> None:
+    found, hub, _ = session
+    assert found["pushed another kind"] == f"{hub.endpoint}/tester/other"
+    assert found["another kind loads"] is True
+
+
 def test_a_push_is_one_commit_of_the_posterior_alone(session: Session) -> None:
     _, hub, place = session
     commits = hub.repositories["tester/mine"].commits[1:]
