@@ -1,0 +1,1 @@
+"""Runs: one fit with all that repeats it, in a folder; what studies share."""
