@@ -14,7 +14,8 @@ from rich.text import Text
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.command_line.console import say
 from bayes_lora.experiments.command_line.options import rows_source, typed
-from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods
+from bayes_lora.experiments.compare.method_spec import Method
+from bayes_lora.experiments.compare.methods import METHODS, parse_methods
 from bayes_lora.experiments.compare.report import (
     LATEX_FILE,
     MARKDOWN_FILE,

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
 from bayes_lora.inference import mean_difference
 from bayes_lora.inference.storage.predictions import require_same_rows
