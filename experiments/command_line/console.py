@@ -8,6 +8,8 @@ from rich.text import Text
 
 from bayes_lora.experiments.tasks.rows import Row
 
+PREDICTIVE = "posterior predictive"  # as tables of metrics call it
+
 
 def say(line: str) -> None:
     """A line on stdout, as it is and unbroken, so that paths in it can be copied."""

@@ -11,16 +11,25 @@ from torch import Tensor
 
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.reports import plots
-from bayes_lora.experiments.runs.run_card import write_run_card
-from bayes_lora.experiments.tasks.embedded_task import EMBEDDED, EmbeddedTask, make_embedded_task
-from bayes_lora.experiments.runs.outputs import CONFIG_FILE, ENVIRONMENT_FILE, HISTORY_FILE, METRICS_FILE, POSTERIOR_FOLDER, PREDICTIONS_FILE, check_folder, claim_folder
-from bayes_lora.files import write_json
-from bayes_lora.experiments.runs.predictions import described_rows
 from bayes_lora.experiments.reports.page import Picture, Section, TableData, write_report
-from bayes_lora.experiments.tasks.rows import Row, write_jsonl
-from bayes_lora.experiments.runs.run_config import RunConfig
 from bayes_lora.experiments.runs.machine import environment
+from bayes_lora.experiments.runs.outputs import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    POSTERIOR_FOLDER,
+    PREDICTIONS_FILE,
+    check_folder,
+    claim_folder,
+)
+from bayes_lora.experiments.runs.predictions import described_rows
+from bayes_lora.experiments.runs.run_card import write_run_card
+from bayes_lora.experiments.runs.run_config import RunConfig
 from bayes_lora.experiments.runs.runs import Run, new_run, train
+from bayes_lora.experiments.tasks.embedded_task import EMBEDDED, EmbeddedTask, make_embedded_task
+from bayes_lora.experiments.tasks.rows import Row, write_jsonl
+from bayes_lora.files import write_json
 from bayes_lora.inference import FitOptions, FitResult, Prediction, evaluate, save_posterior
 from bayes_lora.metrics.uncertainty import out_of_distribution_auroc
 

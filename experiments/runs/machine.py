@@ -14,7 +14,6 @@ import torch
 
 import bayes_lora
 
-
 _RECORDED = ("bayes-lora", "torch", "pyro-ppl", "transformers", "peft", "datasets", "numpy")
 
 

@@ -9,14 +9,14 @@ from typing import Any
 from bayes_lora.checks import require_count
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import DataError
-from bayes_lora.inference.finetuning.lora import LoRAOptions
+from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter
 from bayes_lora.experiments.runs.outputs import CONFIG_FILE
 from bayes_lora.experiments.tasks.sources import RowsSource
 from bayes_lora.experiments.tasks.tasks import Task
-from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter
 from bayes_lora.inference import FitOptions
+from bayes_lora.inference.finetuning.lora import LoRAOptions
 
-METHODS = ("monteclora", "monteclora_sparse", "monteclora_posthoc")
+FIT_METHODS = ("monteclora", "monteclora_sparse", "monteclora_posthoc")
 SCHEMA_VERSION = 1
 
 

@@ -14,19 +14,28 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from bayes_lora.errors import DataError, RunExistsError
 from bayes_lora.experiments.networks.base_models import load_base_model
-from bayes_lora.experiments.runs.run_card import write_run_card
+from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter, load_adapter
 from bayes_lora.experiments.runs.device import CPU
-from bayes_lora.experiments.tasks.encoding import encode
-from bayes_lora.inference.finetuning.lora import add_lora
-from bayes_lora.experiments.runs.outputs import CHECKPOINTS_FOLDER, CONFIG_FILE, ENVIRONMENT_FILE, HISTORY_FILE, METRICS_FILE, POSTERIOR_FOLDER, PREDICTIONS_FILE, check_folder, claim_folder
-from bayes_lora.files import write_json
 from bayes_lora.experiments.runs.machine import environment
+from bayes_lora.experiments.runs.outputs import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    POSTERIOR_FOLDER,
+    PREDICTIONS_FILE,
+    check_folder,
+    claim_folder,
+)
 from bayes_lora.experiments.runs.predictions import described_rows
-from bayes_lora.experiments.tasks.rows import Row, write_jsonl
+from bayes_lora.experiments.runs.run_card import write_run_card
 from bayes_lora.experiments.runs.run_config import RunConfig, read_config
+from bayes_lora.experiments.tasks.encoding import encode
+from bayes_lora.experiments.tasks.rows import Row, write_jsonl
 from bayes_lora.experiments.tasks.sources import digest
 from bayes_lora.experiments.tasks.tasks import TaskRows
-from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter, load_adapter
+from bayes_lora.files import write_json
 from bayes_lora.inference import (
     FitResult,
     MonteCLoRAGuide,
@@ -37,8 +46,9 @@ from bayes_lora.inference import (
     predict,
     save_posterior,
 )
-from bayes_lora.randomness import seeded
+from bayes_lora.inference.finetuning.lora import add_lora
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.randomness import seeded
 
 if TYPE_CHECKING:
     from datasets import Dataset

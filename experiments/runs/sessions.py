@@ -8,8 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from bayes_lora.experiments.runs.machine import machine
-from bayes_lora.files import write_json
-from bayes_lora.files import read_json
+from bayes_lora.files import read_json, write_json
 
 SESSIONS_FILE = "sessions.json"
 

@@ -9,8 +9,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bayes_lora.errors import RunExistsError
-from bayes_lora.files import write_json
-from bayes_lora.files import read_json
+from bayes_lora.files import read_json, write_json
 
 STUDY_FILE = "study.json"
 _LOCK_FILE = ".lock"  # the system frees it when its process ends, however that ends

@@ -76,7 +76,7 @@ SPECS = (
     _spec(
         "laplace_last_layer",
         "last_layer",
-        "the same, of the task head's last layer alone",
+        "as laplace, over the task head's last layer alone",
         'LaplacePredictor(network, fit_laplace(network, loader, LaplaceOptions("last_layer")))',
     ),
 )

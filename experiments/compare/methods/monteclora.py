@@ -38,7 +38,7 @@ SPECS = (
     _spec("monteclora", "LoRA with its posterior", "MonteCLoRAGuide(model), then fit, predict"),
     _spec(
         "monteclora_sparse",
-        "the same, one component of the mixture at a time",
+        "as monteclora, one component of the mixture at a time",
         'MonteCLoRAConfig(mixture="sparse"), then as monteclora',
         mixture="sparse",
     ),

@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from bayes_lora.errors import AdapterError, ConfigurationError
-from bayes_lora.experiments.tasks.rows import read_rows
 from bayes_lora.experiments.runs.run_config import read_config
+from bayes_lora.experiments.tasks.rows import read_rows
 from tests.experiments.commands import QUICK, fit_arguments, run
 
 POST_HOC = ["--method", "monteclora_posthoc", "--sample-scale", "0.05"]
