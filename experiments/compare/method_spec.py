@@ -18,6 +18,11 @@ Samples = Literal["one", "draws", "members"]
 _WITHOUT_BRACKETS = re.compile(r"[\[\],]")
 
 
+def as_text(value: Any) -> str:
+    """A default as people read it: 1, not 1.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 @dataclass(frozen=True)
 class Option:
     """An option of a method, written in brackets after its name.
@@ -41,7 +46,7 @@ class Option:
     @property
     def default_text(self) -> str:
         """The default as people read it."""
-        return self.shown or str(self.default)
+        return self.shown or as_text(self.default)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ SUFFIXES: Mapping[str, Suffix] = {
         Suffix(
             "mean",
             "nothing more: the network at the posterior's mean, to see what draws add",
-            "predict(..., at_mean=True)",
+            "predict(model, guide, loader, at_mean=True)",
             "1",
             "bayes_lora",
             to_noise="leaves out",

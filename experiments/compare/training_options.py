@@ -3,15 +3,15 @@
 from math import ceil
 
 from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.experiments.compare.method_spec import Option, default_of
+from bayes_lora.experiments.compare.method_spec import Option, as_text, default_of
 from bayes_lora.experiments.compare.study import Study
 from bayes_lora.inference import FitOptions
 
 EPOCHS = Option("epochs", shown="--epochs")
 LEARNING_RATE = Option("learning_rate", shown="--lr")
-WEIGHT_DECAY = Option("weight_decay", shown=f"{default_of(FitOptions, 'weight_decay'):g}")
+WEIGHT_DECAY = Option("weight_decay", shown=as_text(default_of(FitOptions, "weight_decay")))
 POSTERIOR_LEARNING_RATE = Option(
-    "posterior_learning_rate", shown=f"{default_of(FitOptions, 'posterior_learning_rate'):g}"
+    "posterior_learning_rate", shown=as_text(default_of(FitOptions, "posterior_learning_rate"))
 )
 
 QUARTER_OF_EPOCHS = Option(EPOCHS.name, shown=f"a quarter of {EPOCHS.shown}, rounded up")
@@ -27,9 +27,9 @@ def _of_posterior(name: str) -> Option:
         for config in (MonteCLoRAConfig(), MonteCLoRAConfig(objective="elbo", num_train_examples=1))
     )
     if name == "objective" or paper == elbo:
-        return Option(name, shown=f"{paper}")
-    said = [f"{value} with {objective}" for objective, value in (("paper", paper), ("elbo", elbo)) if value is not None]
-    return Option(name, shown=", ".join(said))
+        return Option(name, shown=as_text(paper))
+    own = {objective: value for objective, value in (("paper", paper), ("elbo", elbo)) if value is not None}
+    return Option(name, shown=", ".join(f"{as_text(value)} with {objective}" for objective, value in own.items()))
 
 
 OF_POSTERIOR = tuple(

@@ -32,7 +32,7 @@ SPECS = (
     MethodSpec(
         name="blob",
         summary="LoRA with a mean-field Gaussian on LoRA-A",
-        python="MeanFieldGuide(model), then fit, predict",
+        python="guide = MeanFieldGuide(model); fit(model, guide, rows); predict(model, guide, loader)",
         passes="S",
         source="Wang et al. 2024, BLoB (arXiv 2406.11675)",
         build=_build,

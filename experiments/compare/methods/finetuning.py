@@ -21,7 +21,7 @@ def _spec(
     return MethodSpec(
         name=way,
         summary=summary,
-        python=f'make_network("{way}", base), then fit_point',
+        python=f'fit_point(make_network("{way}", base), rows)',
         passes="1",
         source=source,
         build=partial(_build, way),

@@ -35,11 +35,15 @@ def _spec(name: str, summary: str, python: str, **fixed: Any) -> MethodSpec:
 
 
 SPECS = (
-    _spec("monteclora", "LoRA with its posterior", "MonteCLoRAGuide(model), then fit, predict"),
+    _spec(
+        "monteclora",
+        "LoRA with its posterior",
+        "guide = MonteCLoRAGuide(model); fit(model, guide, rows); predict(model, guide, loader)",
+    ),
     _spec(
         "monteclora_sparse",
         "as monteclora, one component of the mixture at a time",
-        'MonteCLoRAConfig(mixture="sparse"), then as monteclora',
+        'BayesianLoRA(network, MonteCLoRAConfig(mixture="sparse"))',
         mixture="sparse",
     ),
 )

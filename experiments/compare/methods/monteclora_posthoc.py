@@ -23,7 +23,7 @@ SPECS = (
     MethodSpec(
         name="monteclora_posthoc",
         summary="the posterior alone, on a trained LoRA",
-        python='fit(..., FitOptions(phases="posterior"))',
+        python='fit(model, guide, rows, FitOptions(phases="posterior"))',
         passes="S",
         source="arXiv 2411.04358, its post hoc variant",
         build=_build,

@@ -99,6 +99,7 @@ def test_defaults_are_those_of_what_the_options_configure() -> None:
     shown = {option.name: option.default_text for option in METHODS["monteclora"].options}
     assert shown["sample_scale"] == str(MonteCLoRAConfig().sample_scale)
     assert shown["kl_weight"] == f"{MonteCLoRAConfig().kl_weight} with paper"
+    assert shown["temperature"] == "1 with elbo"
     assert shown["degrees_of_freedom"] == "rank with paper, in_features with elbo"
     assert named("monteclora").values_of(MonteCLoRAConfig) == {}
     assert named("monteclora[epochs=2,num_components=8]").values_of(MonteCLoRAConfig) == {"num_components": 8}
