@@ -30,7 +30,7 @@ from bayes_lora.experiments.bench.report import (
 from bayes_lora.experiments.bench.results import Results, read_results
 from bayes_lora.experiments.bench.suites import SUITES, Bench, run_bench
 from bayes_lora.experiments.command_line.console import say
-from bayes_lora.experiments.command_line.options import typed
+from bayes_lora.experiments.command_line.options import JsonFlag, typed
 from bayes_lora.experiments.networks.named_models import base_model_help
 from bayes_lora.files import write_file, write_json
 
@@ -57,9 +57,7 @@ def bench_command(
     source: Annotated[Path | None, typer.Option("--from", help="Earlier results to use instead of measuring.")] = None,
     readme: Annotated[Path | None, typer.Option(help="A page whose table, between two markers, is made anew.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files in --out if they exist.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
-    ] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Time training steps, draws and predictions against PEFT, in interleaved rounds, and measure their memory.
 

@@ -13,8 +13,28 @@ from rich.text import Text
 
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.command_line.console import say
-from bayes_lora.experiments.command_line.options import rows_source, typed
-from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods
+from bayes_lora.experiments.command_line.options import (
+    BaseModelOption,
+    BatchSizeOption,
+    DataDirOption,
+    DeviceOption,
+    EpochsOption,
+    EvalFileOption,
+    JsonFlag,
+    LabelColumnOption,
+    LoRAAlphaOption,
+    MaxLengthOption,
+    RankOption,
+    TargetsOption,
+    TaskOption,
+    TextColumnsOption,
+    TrainFileOption,
+    rows_source,
+    seed_numbers,
+    typed,
+)
+from bayes_lora.experiments.compare.method_spec import Method
+from bayes_lora.experiments.compare.methods import METHODS, parse_methods
 from bayes_lora.experiments.compare.report import (
     LATEX_FILE,
     MARKDOWN_FILE,
@@ -30,8 +50,7 @@ from bayes_lora.experiments.compare.report import (
 )
 from bayes_lora.experiments.compare.running import Results, run_study
 from bayes_lora.experiments.compare.study import EvalSplit, Study
-from bayes_lora.experiments.networks.named_models import base_model_help
-from bayes_lora.experiments.runs.device import DeviceOption, resolve_device
+from bayes_lora.experiments.runs.device import resolve_device
 from bayes_lora.inference import FitOptions
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 from bayes_lora.precision import Precision
@@ -60,24 +79,20 @@ def compare_command(
     reference: Annotated[
         str, typer.Option(help="The methods that each of the others is tested against.")
     ] = "map,temperature",
-    task: Annotated[str | None, typer.Option(help="mrpc, rte, cola, wic or boolq.")] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Reads <data-dir>/<task>/{train,validation}.jsonl.gz instead of the hub.")
-    ] = None,
-    train_file: Annotated[Path | None, typer.Option(help="Your own rows: .jsonl, .jsonl.gz or .csv.")] = None,
-    eval_file: Annotated[
-        Path | None, typer.Option(help="Rows to evaluate on; by default a tenth of --train-file.")
-    ] = None,
-    text_columns: Annotated[str | None, typer.Option(help="One column, or two separated by a comma.")] = None,
-    label_column: Annotated[str, typer.Option(help="Column with the class.")] = "label",
+    task: TaskOption = None,
+    data_dir: DataDirOption = None,
+    train_file: TrainFileOption = None,
+    eval_file: EvalFileOption = None,
+    text_columns: TextColumnsOption = None,
+    label_column: LabelColumnOption = "label",
     outside: Annotated[
         str | None, typer.Option(help="Another task, whose validation rows are out of distribution here.")
     ] = None,
-    base_model: Annotated[str, typer.Option(help=base_model_help())] = "minilm",
+    base_model: BaseModelOption = "minilm",
     seeds: Annotated[str, typer.Option(help="Numbers separated by commas; more can be added later.")] = "0,1,2",
-    epochs: Annotated[int, typer.Option(help="Passes over the training rows.")] = 3,
+    epochs: EpochsOption = 3,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
-    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    batch_size: BatchSizeOption = 32,
     precision: Annotated[
         Precision, typer.Option(help="Of the network's passes: bfloat16, by autocast, is faster where it is built in.")
     ] = "float32",
@@ -93,11 +108,11 @@ def compare_command(
     ] = "validation",
     eval_rows: Annotated[int | None, typer.Option(help="Evaluate on the first N rows only.")] = None,
     num_samples: Annotated[int, typer.Option(help="Draws of a prediction.")] = 16,
-    max_length: Annotated[int | None, typer.Option(help="Tokens a row is cut to; by default the task's.")] = None,
-    rank: Annotated[int, typer.Option(help="LoRA rank.")] = 8,
-    lora_alpha: Annotated[int, typer.Option(help="LoRA alpha.")] = 16,
+    max_length: MaxLengthOption = None,
+    rank: RankOption = 8,
+    lora_alpha: LoRAAlphaOption = 16,
     lora_dropout: Annotated[float, typer.Option(help="LoRA dropout, of all training and of MC dropout.")] = 0.1,
-    targets: Annotated[str, typer.Option(help="attention, all-linear, or module names and commas.")] = "attention",
+    targets: TargetsOption = "attention",
     workers: Annotated[
         int, typer.Option(help="Processes that share the work; where there are several, each has one core.")
     ] = 1,
@@ -108,9 +123,7 @@ def compare_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="A look: 200 training rows, 100 evaluated, 1 epoch, 1 seed, 4 draws.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
-    ] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Train and predict with many methods on the same rows and seeds, and write tables, figures and tests.
 
@@ -137,7 +150,7 @@ def compare_command(
             precision=precision,
             group_by_length=group_by_length,
         ),
-        seeds=_seeds(given["seeds"]),
+        seeds=seed_numbers(given["seeds"]),
         num_samples=given["num_samples"],
         train_rows=given["train_rows"],
         held_out=held_out,
@@ -176,13 +189,6 @@ def _references(text: str, methods: Sequence[Method], typed_options: Mapping[str
             f"--reference {text!r} must be some of the --methods that are compared. Name one of them, or more."
         )
     return known
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError as error:
-        raise ConfigurationError(f"--seeds {text!r} must be whole numbers and commas, such as 0,1,2.") from error
 
 
 def _print(found: Scores) -> None:

@@ -7,6 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bayes_lora.experiments.rows.rows import Row
+from bayes_lora.experiments.tasks.tasks import Task
+
+PREDICTIVE = "posterior predictive"  # as tables of metrics call it
 
 
 def say(line: str) -> None:
@@ -14,27 +17,35 @@ def say(line: str) -> None:
     Console().print(Text(line), soft_wrap=True)
 
 
+# Of metrics that have one: title, factor, format.
+_METRICS = {
+    "accuracy": ("accuracy %", 100, ".1f"),
+    "nll": ("NLL (nats)", 1, ".4f"),
+    "ece": ("ECE % (15 bins)", 100, ".1f"),
+    "brier": ("Brier", 1, ".4f"),
+}
+
+
 def print_metrics(metrics: Mapping[str, Mapping[str, float]], title: str) -> None:
     """A row of metrics for each predictor."""
+    shown = {name: _METRICS.get(name, (name, 1, ".4f")) for name in next(iter(metrics.values()))}
     table = Table(title=Text(title), title_justify="left")
-    for column in ("", "accuracy %", "NLL (nats)", "ECE % (15 bins)", "Brier"):
+    for column in ("", *(of for of, _, _ in shown.values())):
         table.add_column(column, justify="right" if column else "left")
     for name, row in metrics.items():
-        cells = f"{100 * row['accuracy']:.1f}", f"{row['nll']:.4f}", f"{100 * row['ece']:.1f}", f"{row['brier']:.4f}"
-        table.add_row(Text(name), *cells)
+        table.add_row(Text(name), *(format(factor * row[of], form) for of, (_, factor, form) in shown.items()))
     Console().print(table)
 
 
-def print_predictions(columns: Sequence[str], described: Sequence[Row], most: int = 10) -> None:
+def print_predictions(task: Task, described: Sequence[Row], most: int = 10) -> None:
     """The first rows with what was predicted for them."""
-    title = f"{min(most, len(described))} of {len(described)} predictions; entropy and mutual information (MI) in nats"
+    title = f"{min(most, len(described))} of {len(described)} predictions{task.family.table_note}"
     table = Table(title=title, title_justify="left", expand=True)
-    for column in columns:
+    for column in task.columns:
         table.add_column(Text(column), no_wrap=True, ratio=1)
-    for column in ("prediction", "prob.", "entropy", "MI"):
+    cells = [task.family.cells(row) for row in described[:most]]
+    for column in cells[0]:
         table.add_column(column, justify="right", no_wrap=True)
-    for row in described[:most]:
-        numbers = f"{row['probs'][row['prediction']]:.3f}", f"{row['total_entropy']:.3f}"
-        texts = (Text(row[column]) for column in (*columns, "prediction"))
-        table.add_row(*texts, *numbers, f"{row['mutual_information']:.4f}")
+    for row, predicted in zip(described, cells, strict=False):
+        table.add_row(*(Text(row[column]) for column in task.columns), *map(Text, predicted.values()))
     Console().print(table)

@@ -11,9 +11,10 @@ from rich.text import Text
 
 from bayes_lora.errors import RunExistsError
 from bayes_lora.experiments.command_line.console import say
+from bayes_lora.experiments.command_line.options import DeviceOption, JsonFlag
 from bayes_lora.experiments.diagnose.diagnosis import Diagnosis, diagnose
 from bayes_lora.experiments.diagnose.report import intervals, write_diagnosis
-from bayes_lora.experiments.runs.device import DeviceOption, resolve_device
+from bayes_lora.experiments.runs.device import resolve_device
 from bayes_lora.files import write_json
 from bayes_lora.inference import save_inference_data
 
@@ -27,9 +28,7 @@ def diagnose_command(
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     device: DeviceOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier diagnosis.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
-    ] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Write report.html about a run's posterior, its pictures, and all draws as netCDF for ArviZ."""
     folder = run / FOLDER if out is None else out

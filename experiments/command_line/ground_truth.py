@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.command_line.console import say
+from bayes_lora.experiments.command_line.options import JsonFlag, seed_numbers
 from bayes_lora.experiments.ground_truth.report import (
     COLUMNS,
     LEMMAS_FILE,
@@ -45,9 +45,7 @@ def ground_truth_command(
     workers: Annotated[
         int | None, typer.Option(help="Processes that share the work, each on one core; by default all cores.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")
-    ] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Compare approximate posteriors over LoRA-A with NUTS, on small regressions and classifications.
 
@@ -55,7 +53,7 @@ def ground_truth_command(
     it takes under an hour on 2 cores. It can be stopped at any time: the same command goes on with it.
     """
     changes = {
-        "seeds": None if seeds is None else _numbers(seeds),
+        "seeds": None if seeds is None else seed_numbers(seeds),
         "problems": _words(problems),
         "methods": None if methods is None else _words(methods),
         "replications": replications,
@@ -75,13 +73,6 @@ def ground_truth_command(
             say(f"failed: {job}: {why}")
     if failed:
         raise typer.Exit(1)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in _words(text))
-    except ValueError as error:
-        raise ConfigurationError(f"--seeds {text!r} must be whole numbers and commas, such as 0,1,2.") from error
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the methods of a study train, and share: networks, posteriors, and scales chosen on held-out rows."""
+"""Training for the methods of a study: they share the point estimate, and what was trained is found again."""
 
 import math
 import shutil
@@ -10,35 +10,22 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.compare.cost import COST_FILE, Cost, Measured
-from bayes_lora.experiments.compare.methods import FIT_OPTIONS, Method
 from bayes_lora.experiments.compare.study import EncodedRows, Study
 from bayes_lora.experiments.networks.base_models import BaseModel, load_base_model
 from bayes_lora.experiments.runs.device import CPU
-from bayes_lora.inference import (
-    FitOptions,
-    FitResult,
-    MonteCLoRAGuide,
-    Predictor,
-    calibrate_scale,
-    fit,
-    load_posterior,
-    predict,
-    save_posterior,
-)
+from bayes_lora.inference import FitOptions, FitResult, Predictor, checkpoint_states
 from bayes_lora.inference.finetuning.lora import add_lora
 from bayes_lora.inference.finetuning.point_files import DESCRIPTION_FILE, load_trained, save_trained
-from bayes_lora.inference.finetuning.point_networks import PointNetwork, fit_point, make_network
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.inference.finetuning.point_networks import PointNetwork, Way, fit_point, make_network
 from bayes_lora.precision import mixed_precision
 from bayes_lora.randomness import seeded
 
-CHECKPOINTS = "checkpoints"
+POINT, CHECKPOINTS = "map", "checkpoints"
+_TRAINED = "trained"
 _NUM_CHECKPOINTS = 10  # of a point estimate, over its whole training
-# Training everything at LoRA's learning rate destroys the base model.
-_RATES = {"full": 5e-5, "adapter": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -80,11 +67,15 @@ class Fitting:
 
     def point(self, seed: int) -> tuple[PointNetwork, Cost]:
         """The point estimate that many methods start from, and what it cost."""
-        return self.train_point(Method("map"), seed)
+        return self.train_point("lora", self.place(POINT, seed), seed, keep_checkpoints=True)
 
     def has_point(self, seed: int) -> bool:
         """Whether that has been trained, and is still there."""
-        return (self.place(Method("map"), seed) / "trained" / DESCRIPTION_FILE).is_file()
+        return (self.place(POINT, seed) / _TRAINED / DESCRIPTION_FILE).is_file()
+
+    def point_checkpoints(self, point: PointNetwork, seed: int) -> list[dict[str, Tensor]]:
+        """What its training passed through, the earliest first; it has been trained."""
+        return checkpoint_states(self.place(POINT, seed) / CHECKPOINTS, point.network)
 
     def precision(self) -> torch.autocast:
         """Around predictions: the study's."""
@@ -95,9 +86,9 @@ class Fitting:
         with seeded(seed, CPU):
             return load_base_model(self.study.base_model, self.label_names)
 
-    def place(self, method: Method, seed: int) -> Path:
-        """The folder of what a method has trained, see `Method.training`."""
-        return self.folder / method.training.folder / f"seed-{seed}"
+    def place(self, name: str, seed: int) -> Path:
+        """The folder of what was trained under a name: for a method it is that of `Method.training`."""
+        return self.folder / name / f"seed-{seed}"
 
     def num_steps(self, options: FitOptions) -> int:
         """Of a training."""
@@ -114,53 +105,14 @@ class Fitting:
         options = self.study.training
         return math.ceil(self.num_steps(options) / self.checkpoint_every(options))
 
-    def posterior(
-        self, method: Method, seed: int, network: Callable[[], Any], **changes: Any
-    ) -> tuple[BayesianLoRA, MonteCLoRAGuide, Cost]:
-        """Fit a MonteCLoRA posterior on a network, or load it; `changes` are of the options of the fit."""
-        folder = self.place(method, seed)
-        if (folder / "posterior").is_dir():
-            model, guide = load_posterior(self.base(seed).network, folder / "posterior")
-            return model.to(self.device), guide.to(self.device), Cost.read(folder)
-        with seeded(seed, CPU):
-            model = BayesianLoRA(network(), self.posterior_config(method)).to(self.device)
-            guide = MonteCLoRAGuide(model)
-        options = self.study.options(seed, **{**changes, **method.given(*FIT_OPTIONS)})
-        cost = self.train(partial(fit, model, guide), method, options)
-        save_posterior(model, guide, folder / "posterior")
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        return model, guide, cost
-
-    def posterior_config(self, method: Method, **defaults: Any) -> MonteCLoRAConfig:
-        """The configuration that a method's options say."""
-        names = set(MonteCLoRAConfig.__dataclass_fields__)
-        given = {**defaults, **{name: value for name, value in method.options if name in names}}
-        if given.get("objective") == "elbo":
-            given["num_train_examples"] = len(self.fit.data)
-        if method.name == "monteclora_sparse":
-            given["mixture"] = "sparse"
-        return MonteCLoRAConfig(**given)
-
-    def predictive(self, method: Method, seed: int, model: BayesianLoRA, guide: Any, cost: Cost) -> Fitted:
-        """The posterior predictive, or that at its mean; after its scale has been chosen where the method says so."""
-        if method.at_mean:
-            return Fitted(partial(predict, model, guide, at_mean=True), cost)
-        if not (method.calibrated or method.name == "monteclora_calibrated"):
-            return Fitted(partial(predict, model, guide), cost)
-        draws = max(2, self.study.num_samples)  # as many as will predict: the best scale depends on it
-        with Measured() as choosing, self.precision():
-            found = calibrate_scale(model, guide, self.held_out.loader(), num_samples=draws, seed=seed)
-        return Fitted(partial(predict, model, guide), cost + choosing.cost, {"sample_scale": found.scale})
-
     def new_lora(self, seed: int) -> Any:
         """The base model with new adapters, both of this seed, on the CPU."""
         base = self.base(seed)
         with seeded(seed, CPU):
             return add_lora(base.network, base.new_modules, self.study.lora)
 
-    def train(self, fitting: Callable[..., FitResult], method: Method, options: FitOptions) -> Cost:
-        """Call `fitting` on the rows, on from its last checkpoint; returns what it cost, whenever that was."""
-        folder = self.place(method, options.seed)
+    def train(self, fitting: Callable[..., FitResult], folder: Path, options: FitOptions) -> Cost:
+        """Call `fitting` on the rows, on from its last checkpoint in a folder; its cost, whenever it was trained."""
         with Measured() as training:
             result = fitting(
                 self.fit.data,
@@ -175,22 +127,30 @@ class Fitting:
         cost.write(folder)
         return cost
 
-    def train_point(self, method: Method, seed: int) -> tuple[PointNetwork, Cost]:
-        """A network trained in the way that the method names, or what it left when it was trained before."""
-        way = "lora" if method.name == "map" else method.name
-        base, folder = self.base(seed), self.place(method, seed)
-        if (folder / "trained" / DESCRIPTION_FILE).is_file():
-            point = load_trained(base.network, folder / "trained")
+    def train_point(
+        self, way: Way, folder: Path, seed: int, *, keep_checkpoints: bool = False, **changes: Any
+    ) -> tuple[PointNetwork, Cost]:
+        """A network trained in some way, or what that left in the folder when it was trained before.
+
+        Args:
+            way: of training it.
+            folder: of what it trains.
+            seed: of everything random.
+            keep_checkpoints: ten of them, instead of none when it is done.
+            changes: of the study's training.
+        """
+        base = self.base(seed)
+        if (folder / _TRAINED / DESCRIPTION_FILE).is_file():
+            point = load_trained(base.network, folder / _TRAINED)
             point.network.to(self.device)
             return point, Cost.read(folder)
-        point = make_network(way, base.network, base.new_modules, self.study.lora, seed=seed)  # type: ignore[arg-type]
+        point = make_network(way, base.network, base.new_modules, self.study.lora, seed=seed)
         point.network.to(self.device)
-        changes: dict[str, Any] = {"learning_rate": _RATES[way]} if way in _RATES else {}
-        options = self.study.options(seed, **{**changes, **method.given(*FIT_OPTIONS)})
-        if method.name == "map":
+        options = self.study.options(seed, **changes)
+        if keep_checkpoints:
             options = replace(options, save_every=self.checkpoint_every(options), keep_checkpoints=None)
-        cost = self.train(partial(fit_point, point), method, options)
-        save_trained(point, folder / "trained")  # last: it says that all of this is there
-        if method.name != "map":  # whose checkpoints are an ensemble
+        cost = self.train(partial(fit_point, point), folder, options)
+        save_trained(point, folder / _TRAINED)  # last: it says that all of this is there
+        if not keep_checkpoints:
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return point, cost

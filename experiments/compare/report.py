@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
 from bayes_lora.experiments.compare.significance import Differences, significance
 from bayes_lora.experiments.reports import plots

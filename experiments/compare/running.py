@@ -14,11 +14,11 @@ from rich.markup import escape
 
 from bayes_lora.checks import require_count
 from bayes_lora.errors import BayesLoRAError, DataError
-from bayes_lora.experiments.compare.builders import build, check
 from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitting
-from bayes_lora.experiments.compare.methods import Method, with_bases
-from bayes_lora.experiments.compare.schedule import stages
+from bayes_lora.experiments.compare.method_spec import Method
+from bayes_lora.experiments.compare.point_estimate import POINT_ESTIMATE
+from bayes_lora.experiments.compare.schedule import stages, with_bases
 from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows
 from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.experiments.runs.device import CPU
@@ -125,7 +125,7 @@ def run_study(
         if wanted:
             bench = _Bench.of(study, rows, folder, console if workers == 1 else None, device)
             for method, _ in wanted:
-                check(bench.fitting, method)
+                method.check(bench.fitting)
             until = math.inf if max_hours is None else time.time() + 3600 * max_hours
             _work_through(bench, results, wanted, workers, until, console)
         for method, seed in results.missing:
@@ -149,7 +149,7 @@ def _work_through(
 
     def is_left(method: Method, seed: int) -> bool:
         # The others of the second stage would each train the network of a point estimate that is not there.
-        return not results.is_done(method, seed) or (method == Method("map") and not bench.fitting.has_point(seed))
+        return not results.is_done(method, seed) or (method == POINT_ESTIMATE and not bench.fitting.has_point(seed))
 
     left = [
         [(seed, [method for method in chain if is_left(method, seed)]) for seed, chain in stage]
@@ -215,7 +215,7 @@ class _Bench:
 
     def _do(self, results: Results, method: Method, seed: int) -> None:
         """Train what is to be trained, predict every part of the rows, store the predictions."""
-        fitted = build(self.fitting, method, seed)
+        fitted = method.build(self.fitting, seed)
         stored = {}
         for part, (task, split, rows) in self.parts.items():
             with Measured() as predicting, self.fitting.precision():

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
 from bayes_lora.inference.storage.predictions import require_same_rows
 from bayes_lora.metrics.bootstrap import resampled

@@ -32,6 +32,7 @@ class Classification(TaskFamily):
         "mutual_information",
     )
     stratified = True
+    table_note = "; entropy and mutual information (MI) in nats"
 
     def likelihood(self, network: "nn.Module") -> "Likelihood":
         """Categorical."""
@@ -68,6 +69,15 @@ class Classification(TaskFamily):
     def describe_point(self, point: Any, index: int, label_names: Sequence[str]) -> Row:
         """Probabilities by class name."""
         return {"point_probs": dict(zip(label_names, point.mean_probs[index].tolist(), strict=True))}
+
+    def cells(self, described: Row) -> dict[str, str]:
+        """The class, its probability, entropy and mutual information."""
+        return {
+            "prediction": described["prediction"],
+            "prob.": f"{described['probs'][described['prediction']]:.3f}",
+            "entropy": f"{described['total_entropy']:.3f}",
+            "MI": f"{described['mutual_information']:.4f}",
+        }
 
     def label_fault(self, label: Any, label_names: Sequence[str]) -> str | None:
         """Class ids are integers; True and 1.0 are none."""

@@ -29,11 +29,13 @@ class TaskFamily(ABC):
         name: as typed after ``--task-type``, and in the files of a run.
         output_columns: what `describe` adds to a row; no text or label column may have one of these names.
         stratified: whether rows are held out with the same share of every label in both parts.
+        table_note: what the title of such a table adds, such as units.
     """
 
     name: ClassVar[str]
     output_columns: ClassVar[tuple[str, ...]]
     stratified: ClassVar[bool] = False
+    table_note: ClassVar[str] = ""
 
     @abstractmethod
     def likelihood(self, network: "nn.Module") -> "Likelihood":
@@ -50,6 +52,11 @@ class TaskFamily(ABC):
     @abstractmethod
     def describe_point(self, point: Any, index: int, label_names: Sequence[str]) -> Row:
         """The same of the network at the mean."""
+
+    def cells(self, described: Row) -> dict[str, str]:
+        """What a table on the terminal shows of a described row, by column: its numbers, unless a family says more."""
+        numbers = {name: described[name] for name in self.output_columns if isinstance(described.get(name), float)}
+        return {name: f"{value:.4f}" for name, value in numbers.items()}
 
     @abstractmethod
     def label_fault(self, label: Any, label_names: Sequence[str]) -> str | None:

@@ -1,14 +1,10 @@
 """What `--device` stands for."""
 
-from typing import Annotated
-
 import torch
-import typer
 
 from bayes_lora.errors import ConfigurationError
 
 CPU = torch.device("cpu")
-DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where torch sees one), cpu, cuda.")]
 
 
 def resolve_device(name: str) -> torch.device:

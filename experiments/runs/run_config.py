@@ -16,7 +16,7 @@ from bayes_lora.experiments.tasks.tasks import Task
 from bayes_lora.inference import FitOptions
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 
-METHODS = ("monteclora", "monteclora_sparse", "monteclora_posthoc")
+FIT_METHODS = ("monteclora", "monteclora_sparse", "monteclora_posthoc")
 SCHEMA_VERSION = 1
 
 

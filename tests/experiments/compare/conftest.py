@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bayes_lora.experiments.compare.methods import Method, parse_methods
+from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.report import write_report
 from bayes_lora.experiments.compare.running import Results, run_study
 from bayes_lora.experiments.compare.study import Study
 from bayes_lora.experiments.tasks.embedded_task import make_embedded_task
-from tests.experiments.compare.studies import METHODS, QUIET, make_study
+from tests.experiments.compare.studies import COMPARED, QUIET, make_study, named
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +39,6 @@ def study(data_dir: Path, base: str) -> Study:
 def done(data_dir: Path, base: str, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Two seeds of five methods."""
     folder = tmp_path_factory.mktemp("studies") / "study"
-    results = run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), folder, console=QUIET)
-    write_report(results, [Method("map"), Method("map", tempered=True)])
+    results = run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(COMPARED), folder, console=QUIET)
+    write_report(results, [named("map"), named("temperature")])
     return results

@@ -5,14 +5,22 @@ from typing import Any
 
 from rich.console import Console
 
+from bayes_lora.experiments.compare.method_spec import Method
+from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.study import Study
 from bayes_lora.experiments.tasks.sources import RowsSource
 from bayes_lora.inference import FitOptions
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 
 # Of the comparison that most tests look at, the fixture `done`.
-METHODS = "map,temperature,mc_dropout,monteclora[sample_scale=0.1]+temperature,monteclora_calibrated"
+COMPARED = "map,temperature,mc_dropout,monteclora[sample_scale=0.1]+temperature,monteclora_calibrated"
 QUIET = Console(quiet=True)
+
+
+def named(written: str) -> Method:
+    """One method, as people write it."""
+    (found,) = parse_methods(written)
+    return found
 
 
 def make_study(data_dir: Path, base: str, **changes: Any) -> Study:

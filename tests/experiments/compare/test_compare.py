@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from bayes_lora.errors import ConfigurationError, RunExistsError, TaskError
-from bayes_lora.experiments.compare.methods import Method, parse_methods
+from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.report import write_report
 from bayes_lora.experiments.compare.running import EVALUATED, Results, run_study
 from bayes_lora.experiments.runs.study_folder import only_one
 from bayes_lora.metrics.classification import example_losses
 from tests.experiments.commands import run
-from tests.experiments.compare.studies import METHODS, QUIET, make_study
+from tests.experiments.compare.studies import COMPARED, QUIET, make_study, named
 
 
 def copy_of(results: Results, folder: Path) -> Results:
@@ -45,19 +45,19 @@ def test_sessions(done: Results, tmp_path: Path, data_dir: Path, base: str) -> N
     assert 0 < sum(job["seconds"] for job in session["jobs"]) <= session["seconds"] + 1
     again = copy_of(done, tmp_path / "again")
     (again.folder / "predictions" / "mc_dropout" / "seed-1-evaluated.parquet").unlink()
-    run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), again.folder, console=QUIET)
+    run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(COMPARED), again.folder, console=QUIET)
     first, second = json.loads((again.folder / "sessions.json").read_text(encoding="utf-8"))
     assert first == session
     assert [(job["method"], job["seed"]) for job in second["jobs"]] == [("mc_dropout", 1)]
 
 
 def test_temperature_keeps_the_class_and_is_chosen_on_held_out_rows(done: Results) -> None:
-    plain, tempered = (done.read(Method("map", tempered=tempered), 0).prediction for tempered in (False, True))
-    temperature = done.chosen(Method("map", tempered=True), 0)["temperature"]
+    plain, tempered = (done.read(named(name), 0).prediction for name in ("map", "temperature"))
+    temperature = done.chosen(named("temperature"), 0)["temperature"]
     assert torch.equal(plain.mean_probs.argmax(-1), tempered.mean_probs.argmax(-1))
     expected = (plain.logits[0].double() / temperature).softmax(-1)
     torch.testing.assert_close(tempered.mean_probs, expected, rtol=1e-6, atol=1e-9)
-    held_out = done.read(Method("map"), 0, "held-out").prediction
+    held_out = done.read(named("map"), 0, "held-out").prediction
     assert held_out.labels is not None
 
     def nll(at: float) -> float:
@@ -71,16 +71,16 @@ def test_it_goes_on_and_makes_only_what_is_missing(done: Results, data_dir: Path
     results = copy_of(done, tmp_path / "study")
     tempered, calibrated = done.methods[3], done.methods[4]
     before = results.read(tempered, 1).prediction.logits, results.read(calibrated, 0).prediction.logits
-    kept = results.path(Method("map"), 0, EVALUATED).stat().st_mtime_ns
+    kept = results.path(named("map"), 0, EVALUATED).stat().st_mtime_ns
     results.path(tempered, 1, EVALUATED).unlink()
     results.path(calibrated, 0, EVALUATED).unlink()
     assert results.missing == [(calibrated, 0), (tempered, 1)]
     study = make_study(data_dir, base, seeds=(0, 1))
-    again = run_study(study, parse_methods(METHODS), results.folder, console=QUIET)
+    again = run_study(study, parse_methods(COMPARED), results.folder, console=QUIET)
     assert not again.missing
     assert torch.equal(again.read(tempered, 1).prediction.logits, before[0])
     assert torch.equal(again.read(calibrated, 0).prediction.logits, before[1])
-    assert again.path(Method("map"), 0, EVALUATED).stat().st_mtime_ns == kept
+    assert again.path(named("map"), 0, EVALUATED).stat().st_mtime_ns == kept
 
 
 @pytest.mark.parametrize("part", ["outside.parquet", "held-out.parquet", "chosen.json"])
@@ -91,8 +91,8 @@ def test_any_part_that_is_missing_is_made_again(
     path = results.folder / "predictions" / "temperature" / f"seed-1-{part}"
     before = path.read_bytes()
     path.unlink()
-    assert results.missing == [(Method("map", tempered=True), 1)]
-    again = run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), results.folder, console=QUIET)
+    assert results.missing == [(named("temperature"), 1)]
+    again = run_study(make_study(data_dir, base, seeds=(0, 1)), parse_methods(COMPARED), results.folder, console=QUIET)
     assert not again.missing
     assert path.read_bytes() == before
 
@@ -155,7 +155,7 @@ def test_wrong_options_are_found_before_anything_is_trained(
 def test_workers_share_the_jobs(
     done: Results, data_dir: Path, base: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    study, methods, folder = make_study(data_dir, base, seeds=(0, 1)), parse_methods(METHODS), tmp_path / "study"
+    study, methods, folder = make_study(data_dir, base, seeds=(0, 1)), parse_methods(COMPARED), tmp_path / "study"
     results = run_study(study, methods, folder, console=QUIET, workers=2)
     assert not results.missing
     for method in methods:
@@ -189,7 +189,7 @@ def test_no_time_starts_nothing(data_dir: Path, base: str, tmp_path: Path) -> No
     study = make_study(data_dir, base)
     results = run_study(study, parse_methods("map,temperature"), tmp_path / "study", console=QUIET, max_hours=0)
     assert len(results.missing) == 2
-    assert write_report(results, [Method("map")]) == {}
+    assert write_report(results, [named("map")]) == {}
 
 
 @pytest.mark.parametrize("changes", [{"num_samples": 4}, {"held_out": 0.3}, {"train_rows": 30}])

@@ -1,16 +1,16 @@
-"""Every method, fitted on a tiny task, satisfies the protocol of predictors."""
+"""Every method, fitted on a tiny task, keeps what its spec promises, and satisfies the protocol of predictors."""
 
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import DataCollatorWithPadding
 
-from bayes_lora.experiments.compare.builders import build
-from bayes_lora.experiments.compare.fitting import Fitted, Fitting
-from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods
+from bayes_lora.experiments.compare.fitting import POINT, Fitted, Fitting
+from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Needs
+from bayes_lora.experiments.compare.methods import METHODS, parse_methods
 from bayes_lora.experiments.compare.study import EncodedRows, Study
 from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.inference import (
@@ -23,42 +23,7 @@ from bayes_lora.inference import (
 )
 from bayes_lora.inference.predictors.predictor import evaluation_mode
 from bayes_lora.metrics.classification import negative_log_likelihood
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a method promises: samples of a prediction with three draws, and whether batches do not matter."""
-
-    samples: int
-    any_batches: bool = True
-
-
-TABLE = {
-    "base_rate": Expected(1),
-    "map": Expected(1),
-    "temperature": Expected(1),
-    "early_stopping": Expected(1),
-    "mc_dropout": Expected(3, any_batches=False),
-    "checkpoint_ensemble": Expected(5),
-    "deep_ensemble": Expected(3),
-    "laplace": Expected(3),
-    "laplace_last_layer": Expected(3),
-    "swag": Expected(3),
-    "blob": Expected(3),
-    "monteclora": Expected(3),
-    "monteclora_sparse": Expected(3),
-    "monteclora_posthoc": Expected(3),
-    "monteclora_calibrated": Expected(3),
-    "lora": Expected(1),
-    "full": Expected(1),
-    "adalora": Expected(1),
-    "dora": Expected(1),
-    "adapter": Expected(1),
-}
-
-
-def test_the_table_names_every_method() -> None:
-    assert TABLE.keys() == METHODS.keys()
+from tests.experiments.compare.studies import named
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +41,17 @@ def evaluated(study: Study) -> EncodedRows:
     return EncodedRows.of(rows.task, rows.evaluated, tokenizer, study)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> None:
-    (method,) = parse_methods(name)
+def assert_protocol(method: Method, fitting: Fitting, evaluated: EncodedRows) -> None:
+    """Predictions are of the form, as random and as free of the batches as the spec says, and found again."""
+    spec = method.spec
+    method.check(fitting)
     before = torch.get_rng_state()
-    fitted = build(fitting, method.untempered, 0)
+    fitted = method.build(fitting, 0)
     calls: list[int] = []
     prediction = fitted.predictor(evaluated.loader(), num_samples=3, seed=1, on_batch=lambda: calls.append(1))
     assert torch.equal(torch.get_rng_state(), before)
-    assert prediction.logits.shape == (TABLE[name].samples, 12, 2)
+    samples = {"one": 1, "draws": 3}.get(spec.samples) or method.value("members")
+    assert prediction.logits.shape == (samples, 12, 2)
     assert prediction.logits.isfinite().all()
     assert prediction.labels is not None
     assert len(calls) == 2
@@ -93,22 +60,60 @@ def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> No
     again = fitted.predictor(evaluated.loader(), num_samples=3, seed=1)
     assert torch.equal(again.logits, prediction.logits)
     silent = fitted.chosen.get("sample_scale") == 0  # calibrated, and no noise was better than some
-    random = TABLE[name].samples == 3 and name != "deep_ensemble" and not silent
+    random = spec.samples == "draws" and not silent
     other = fitted.predictor(evaluated.loader(), num_samples=3, seed=2)
     assert torch.equal(other.logits, prediction.logits) == (not random)
 
     single = EncodedRows(evaluated.data, evaluated.row_ids, 5, evaluated.collate)
-    if TABLE[name].any_batches:
-        batches = fitted.predictor(single.loader(), num_samples=3, seed=1)
-        torch.testing.assert_close(batches.logits, prediction.logits, rtol=1e-3, atol=1e-4)
+    batches = fitted.predictor(single.loader(), num_samples=3, seed=1)
+    assert torch.allclose(batches.logits, prediction.logits, rtol=1e-3, atol=1e-4) == spec.any_batches
 
     # What was trained is found again, and says the same.
-    found = build(fitting, method.untempered, 0)
+    found = method.build(fitting, 0)
     assert torch.equal(found.predictor(evaluated.loader(), num_samples=3, seed=1).logits, prediction.logits)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> None:
+    assert_protocol(named(name).untempered, fitting, evaluated)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        replace(METHODS["map"], samples="draws"),
+        replace(METHODS["mc_dropout"], samples="one"),
+        replace(METHODS["mc_dropout"], any_batches=True),
+        replace(METHODS["swag"], any_batches=False),
+        replace(METHODS["checkpoint_ensemble"], samples="one"),
+        replace(METHODS["deep_ensemble"], samples="draws"),  # as many as there are, but not random
+    ],
+    ids=lambda lie: lie.name,
+)
+def test_a_spec_that_promises_something_else_is_seen(lie: MethodSpec, fitting: Fitting, evaluated: EncodedRows) -> None:
+    with pytest.raises(AssertionError):
+        assert_protocol(Method(lie), fitting, evaluated)
 
 
 class _Stop(Exception):
     """Before anything is trained."""
+
+
+def trained_first(method: Method, fitting: Fitting, monkeypatch: pytest.MonkeyPatch) -> Needs:
+    """What building asks for first, where nothing has been trained yet: the folder it would be trained in says so."""
+    folders: list[Path] = []
+
+    def stop(_: Fitting, *arguments: object, **__: object) -> None:
+        folders.extend(argument for argument in arguments if isinstance(argument, Path))
+        raise _Stop
+
+    monkeypatch.setattr(Fitting, "train_point", stop)
+    monkeypatch.setattr(Fitting, "train", stop)
+    with suppress(_Stop):
+        method.build(fitting, 0)
+    if not folders:
+        return "nothing"
+    return "point" if folders == [fitting.place(POINT, 0)] else "own"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -116,23 +121,21 @@ def test_who_starts_from_the_point_estimate(
     name: str, fitting: Fitting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the schedule goes by is what building does: the first network a method asks for is the shared one."""
-    (method,) = parse_methods(name)
-    trained: list[Method] = []
-
-    def stop(_: Fitting, *arguments: object) -> None:
-        trained.extend(argument for argument in arguments if isinstance(argument, Method))
-        raise _Stop
-
-    monkeypatch.setattr(Fitting, "train_point", stop)
-    monkeypatch.setattr(Fitting, "train", stop)
-    with suppress(_Stop):
-        build(replace(fitting, folder=tmp_path), method.untempered, 0)
-    assert (trained == [Method("map")]) == method.starts_from_point
+    method = named(name).untempered
+    assert trained_first(method, replace(fitting, folder=tmp_path), monkeypatch) == method.spec.needs
 
 
-@pytest.mark.parametrize("name", ["monteclora", "blob"])
+@pytest.mark.parametrize(("name", "lie"), [("laplace", "own"), ("blob", "point"), ("blob", "nothing"), ("map", "own")])
+def test_a_spec_that_starts_from_something_else_is_seen(
+    name: str, lie: Needs, fitting: Fitting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = Method(replace(METHODS[name], needs=lie))
+    assert trained_first(method, replace(fitting, folder=tmp_path), monkeypatch) != method.spec.needs
+
+
+@pytest.mark.parametrize("name", [name for name, spec in METHODS.items() if spec.has_noise])
 def test_the_mean_is_the_network_without_noise(name: str, fitting: Fitting, evaluated: EncodedRows) -> None:
-    drawn, mean = (build(fitting, method, 0) for method in parse_methods(f"{name},{name}+mean"))
+    drawn, mean = (method.build(fitting, 0) for method in parse_methods(f"{name},{name}+mean"))
     assert mean.cost == drawn.cost  # trained once
     found = mean.predictor(evaluated.loader(), num_samples=3, seed=1)
     assert found.logits.shape == (1, 12, 2)
@@ -146,10 +149,10 @@ def test_the_mean_is_the_network_without_noise(name: str, fitting: Fitting, eval
 def test_what_differs_in_its_prediction_only_is_fitted_once(fitting: Fitting, evaluated: EncodedRows) -> None:
     (sampled, probit), files = parse_methods("laplace,laplace[link=probit]"), []
     for method in (sampled, probit):
-        fitted = build(fitting, method, 0)
+        fitted = method.build(fitting, 0)
         prediction = fitted.predictor(evaluated.loader(), num_samples=3, seed=1)
         assert prediction.logits.shape == ((3, 12, 2) if method == sampled else (1, 12, 2))
-        files.append(fitting.place(method, 0) / "laplace.safetensors")
+        files.append(fitting.place(method.training.folder, 0) / "laplace.safetensors")
     assert files[0] == files[1]
     # What is found is what would be fitted anew.
     point, _ = fitting.point(0)
@@ -164,7 +167,7 @@ def test_what_differs_in_its_prediction_only_is_fitted_once(fitting: Fitting, ev
 
 def test_lora_with_options_is_the_same_training_under_them(fitting: Fitting, evaluated: EncodedRows) -> None:
     written = "map,lora[weight_decay=0],lora[weight_decay=50]"
-    shared, same, decayed = (build(fitting, method, 0) for method in parse_methods(written))
+    shared, same, decayed = (method.build(fitting, 0) for method in parse_methods(written))
     predicted = [fitted.predictor(evaluated.loader()).logits for fitted in (shared, same, decayed)]
     assert torch.equal(predicted[0], predicted[1])
     assert not torch.allclose(predicted[0], predicted[2], atol=1e-3)
@@ -179,9 +182,9 @@ def test_lora_with_options_is_the_same_training_under_them(fitting: Fitting, eva
 
 def test_early_stopping_takes_the_best_checkpoint(fitting: Fitting) -> None:
     (method,) = parse_methods("early_stopping")
-    fitted = build(fitting, method, 0)
+    fitted = method.build(fitting, 0)
     point, _ = fitting.point(0)
-    states = checkpoint_states(fitting.place(Method("map"), 0) / "checkpoints", point.network)
+    states = checkpoint_states(fitting.place(POINT, 0) / "checkpoints", point.network)
     assert len(states) > 2
     nlls = []
     for state in states:

@@ -1,22 +1,32 @@
-"""Methods by name."""
+"""Methods by name, and what they say of themselves."""
+
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.compare.methods import METHODS, Method, parse_methods, with_bases
+from bayes_lora.experiments.compare import methods as package
+from bayes_lora.experiments.compare.method_spec import Method
+from bayes_lora.experiments.compare.methods import METHODS, find_methods, parse_methods
+from bayes_lora.experiments.compare.schedule import with_bases
+from tests.experiments.compare.studies import named
 
 
 def test_names_options_and_suffixes() -> None:
     written = "map, monteclora[sample_scale=0.05, objective=elbo,temperature=1e-2]+calibrated+temperature,laplace,map"
     assert parse_methods(written) == [
-        Method("map"),
+        Method(METHODS["map"]),
         Method(
-            "monteclora",
+            METHODS["monteclora"],
             (("objective", "elbo"), ("temperature", 0.01), ("sample_scale", 0.05)),
             calibrated=True,
             tempered=True,
         ),
-        Method("laplace"),
+        Method(METHODS["laplace"]),
     ]
 
 
@@ -46,17 +56,21 @@ def test_however_it_is_written_it_is_one_method() -> None:
 
 
 def test_two_names_of_one_thing() -> None:
-    assert parse_methods("lora,map,temperature,map+temperature") == [Method("map"), Method("map", tempered=True)]
-    assert Method("map", tempered=True).label == "temperature"
+    point = Method(METHODS["map"])
+    assert parse_methods("lora,map,temperature,map+temperature,lora+temperature") == [
+        point,
+        replace(point, tempered=True),
+    ]
+    assert replace(point, tempered=True).label == "temperature"
     # With options it is a training of its own, not the one that others start from.
     (decayed,) = parse_methods("lora[weight_decay=0.1]")
-    assert decayed == Method("lora", (("weight_decay", 0.1),))
+    assert decayed == Method(METHODS["lora"], (("weight_decay", 0.1),))
     assert decayed.label == "lora[weight_decay=0.1]"
 
 
 def test_a_temperature_is_applied_to_what_another_predicts() -> None:
     methods = parse_methods("temperature,monteclora+calibrated+temperature,map,blob+mean+temperature")
-    assert with_bases(methods) == [Method("map"), Method("monteclora", calibrated=True), Method("blob", at_mean=True)]
+    assert with_bases(methods) == [named("map"), named("monteclora+calibrated"), named("blob+mean")]
 
 
 @pytest.mark.parametrize(
@@ -78,3 +92,51 @@ def test_a_temperature_is_applied_to_what_another_predicts() -> None:
 def test_errors(written: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         parse_methods(written)
+
+
+def test_defaults_are_those_of_what_the_options_configure() -> None:
+    """What is shown, and what is left to the configuration itself."""
+    shown = {option.name: option.default_text for option in METHODS["monteclora"].options}
+    assert shown["sample_scale"] == str(MonteCLoRAConfig().sample_scale)
+    assert shown["kl_weight"] == f"{MonteCLoRAConfig().kl_weight} with paper"
+    assert shown["temperature"] == "1 with elbo"
+    assert shown["degrees_of_freedom"] == "rank with paper, in_features with elbo"
+    assert named("monteclora").values_of(MonteCLoRAConfig) == {}
+    assert named("monteclora[epochs=2,num_components=8]").values_of(MonteCLoRAConfig) == {"num_components": 8}
+    assert named("blob").values_of(MonteCLoRAConfig) == {"temperature": 0.01, "prior_scale": 0.2}
+    assert named("blob[prior_scale=1]").value("prior_scale") == 1
+    assert named("swag").value("scale") == 0.5
+
+
+def test_a_training_is_shared_by_what_differs_in_its_prediction() -> None:
+    assert named("laplace[link=probit]").training == named("laplace[tuning=held_out]+temperature").training
+    assert named("laplace[structure=diagonal]").training != named("laplace").training
+    assert named("monteclora+calibrated").training == named("monteclora+mean").training == named("monteclora")
+
+
+def test_methods_come_back_from_other_processes() -> None:
+    for method in parse_methods(",".join(METHODS)):
+        assert pickle.loads(pickle.dumps(method)) == method
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", r"methods\.odd declares no method\. Write SPECS = "),
+        (
+            "from bayes_lora.experiments.compare.methods.swag import SPECS",
+            "methods.odd: a method 'swag' exists. Choose another name",
+        ),
+    ],
+)
+def test_a_module_that_declares_no_method_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    assert find_methods() == METHODS
+    (tmp_path / "odd.py").write_text(source, encoding="utf-8")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    try:
+        with pytest.raises(ConfigurationError, match=message):
+            find_methods()
+    finally:
+        del sys.modules[f"{package.__name__}.odd"]

@@ -6,7 +6,7 @@ import pytest
 from numpy.testing import assert_allclose
 from torch import Tensor
 
-from bayes_lora.experiments.compare.methods import Method
+from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.report import latex, markdown, markdown_differences, scores
 from bayes_lora.experiments.compare.running import Results
 from bayes_lora.experiments.compare.significance import significance
@@ -14,6 +14,7 @@ from bayes_lora.inference import all_metrics
 from bayes_lora.metrics.bootstrap import Difference
 from bayes_lora.metrics.classification import example_losses
 from bayes_lora.metrics.contrast import Contrast
+from tests.experiments.compare.studies import named
 
 
 def test_numbers_follow_from_the_stored_predictions(done: Results) -> None:
@@ -39,7 +40,7 @@ def test_tables(done: Results) -> None:
     lines = means.splitlines()
     assert len(lines) == 2 + 5
     assert all(line.count("|") == lines[0].count("|") for line in lines)
-    accuracies = [100 * found[Method("map")][seed]["accuracy"] for seed in (0, 1)]
+    accuracies = [100 * found[named("map")][seed]["accuracy"] for seed in (0, 1)]
     assert f"{sum(accuracies) / 2:.1f}" in lines[2]
     assert "±" in lines[2]
     nll = {method: sum(of[seed]["nll"] for seed in (0, 1)) / 2 for method, of in found.items()}
@@ -52,13 +53,13 @@ def test_tables(done: Results) -> None:
 
 
 def test_significance_is_against_the_references(done: Results) -> None:
-    found = significance(done, [Method("map")])
-    assert found.keys() == {(method, Method("map")) for method in done.methods[1:]}
+    found = significance(done, [named("map")])
+    assert found.keys() == {(method, named("map")) for method in done.methods[1:]}
     tested = {"accuracy", "nll", "brier", "aurc", "misclassification_auroc_entropy", "ood_auroc_entropy"}
     for (method, _), metrics in found.items():
         assert metrics.keys() == tested
         for metric, difference in metrics.items():
-            means = [scores(done)[of][seed][metric] for of in (method, Method("map")) for seed in (0, 1)]
+            means = [scores(done)[of][seed][metric] for of in (method, named("map")) for seed in (0, 1)]
             assert difference.rows.estimate == pytest.approx((means[0] + means[1] - means[2] - means[3]) / 2)
     with (done.folder / "significance.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -70,7 +71,7 @@ def test_significance_is_against_the_references(done: Results) -> None:
 
 def test_differences_for_people_to_read(done: Results) -> None:
     page = (done.folder / "table.md").read_text(encoding="utf-8")
-    found = significance(done, [Method("map"), Method("map", tempered=True)])
+    found = significance(done, [named("map"), named("temperature")])
     assert page.endswith(markdown_differences(found))
     assert [line for line in page.splitlines() if line.startswith("## ")] == ["## Minus map", "## Minus temperature"]
     assert {path.name for path in done.folder.glob("minus_*")} == {"minus_map.png", "minus_temperature.png"}
@@ -78,10 +79,10 @@ def test_differences_for_people_to_read(done: Results) -> None:
     columns, _, *rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
     assert [name for name, *_ in rows] == [method.label for method in done.methods[1:]]
     for method, (_, *cells) in zip(done.methods[1:], rows, strict=True):
-        nll = found[method, Method("map")]["nll"]
+        nll = found[method, named("map")]["nll"]
         of_seeds = [
             float(example_losses(probs, labels)["nll"].mean() - example_losses(plain, labels)["nll"].mean())
-            for (probs, labels), (plain, _) in zip(judged(done, method), judged(done, Method("map")), strict=True)
+            for (probs, labels), (plain, _) in zip(judged(done, method), judged(done, named("map")), strict=True)
         ]
         assert_allclose(nll.of_seeds, of_seeds, rtol=1e-6, atol=1e-12)  # a temperature of 1 leaves rounding alone
         assert_allclose(nll.rows.estimate, sum(of_seeds) / 2, rtol=1e-6, atol=1e-12)
@@ -99,7 +100,7 @@ def judged(done: Results, method: Method) -> list[tuple[Tensor, Tensor]]:
 def test_what_is_better_and_what_is_worse_is_marked() -> None:
     numbers = {"accuracy": (0.02, 0.01, 0.03), "nll": (0.2, 0.1, 0.3), "brier": (-0.1, -0.2, 0.1)}
     metrics = {name: Contrast(Difference(*three, 0.01, 100), three[:1]) for name, three in numbers.items()}
-    line = markdown_differences({(Method("laplace"), Method("map")): metrics}).splitlines()[-1]
+    line = markdown_differences({(named("laplace"), named("map")): metrics}).splitlines()[-1]
     assert line == (
         "| laplace | **+2.0 [+1.0, +3.0]** | *+0.200 [+0.100, +0.300]* | -0.100 [-0.200, +0.100] |"
     )  # higher accuracy is better, higher NLL worse, and of the last one the sign is not known

@@ -15,8 +15,8 @@ Sampler = Callable[[Tensor, int, int], Tensor]
 
 
 def simulate(seed: int) -> tuple[Tensor, Tensor]:
-    theta, noise = torch.randn(2, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return theta + noise, theta
+    both: Tensor = torch.randn(2, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return both.sum(0), both[0]
 
 
 def posterior(y: Tensor, num_draws: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:

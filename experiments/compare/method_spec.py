@@ -1,0 +1,246 @@
+"""What a method of prediction says of itself, and a method with its options. Each is one file in `methods/`."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any, Literal
+
+from bayes_lora.experiments.compare.fitting import Fitted, Fitting
+from bayes_lora.inference import FitOptions
+
+Needs = Literal["nothing", "point", "own"]
+"""What must be trained: nothing, the point estimate that a study trains once for each seed, or a network of its own."""
+
+Samples = Literal["one", "draws", "members"]
+"""How many samples a prediction has: one, as many as were asked for, or one for each of its option `members`."""
+
+_WITHOUT_BRACKETS = re.compile(r"[\[\],]")
+
+
+def as_text(value: Any) -> str:
+    """A default as people read it: 1, not 1.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a method, written in brackets after its name.
+
+    Attributes:
+        name: as it is written.
+        default: its value where nobody gives one; None leaves it to the study, or to what the option configures.
+        check: called with a name for messages and the value, and raises ConfigurationError; None where what the option
+            configures, `FitOptions` for one, has checks of its own, which the method's `check` calls.
+        shown: what people read as its default, where that is no value of its own: "--epochs".
+        of: "training" where it changes what is trained or fitted, "prediction" where only how to predict with that:
+            methods that differ in nothing else share one training.
+    """
+
+    name: str
+    default: Any = None
+    check: Callable[[str, Any], None] | None = None
+    shown: str = ""
+    of: Literal["training", "prediction"] = "training"
+
+    @property
+    def default_text(self) -> str:
+        """The default as people read it."""
+        return self.shown or as_text(self.default)
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """A word that goes after a method, and what it does.
+
+    Attributes:
+        name: of the suffix, and without the plus.
+        summary, python, passes, source: see `MethodSpec`.
+        to_noise: what it does to a posterior's noise, which the method must have; empty where it goes with every one.
+    """
+
+    name: str
+    summary: str
+    python: str
+    passes: str
+    source: str
+    to_noise: str = ""
+
+
+SUFFIXES: Mapping[str, Suffix] = {
+    suffix.name: suffix
+    for suffix in (
+        Suffix(
+            "calibrated",
+            "one number, the scale of the noise, on held-out rows",
+            "calibrate_scale(model, guide, held_out)",
+            "S",
+            "arXiv 2411.04358; the criterion is that of temperature scaling, Guo et al. 2017, section 4.2",
+            to_noise="chooses the scale of",
+        ),
+        Suffix(
+            "mean",
+            "nothing more: the network at the posterior's mean, to see what draws add",
+            "predict(model, guide, loader, at_mean=True)",
+            "1",
+            "bayes_lora",
+            to_noise="leaves out",
+        ),
+        Suffix(
+            "temperature",
+            "one number, on held-out rows",
+            "TemperatureScaled(predictor, fit_temperature(held_out))",
+            "those of the method",
+            "Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2",
+        ),
+    )
+}
+
+
+def _accept(fitting: Fitting, method: "Method") -> None:
+    """The check of a method whose options need no other than their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class MethodSpec:
+    """Everything that the parser, the help, the docs, the schedule and the tests know of a method.
+
+    Two are equal if their names are: a method that comes back from another process is the one that was sent.
+
+    Attributes:
+        name: as it is written; letters, digits and underscores.
+        summary: one line, what it is or what it trains.
+        python: how it is called in Python.
+        passes: forward passes a batch; S draws, M members, C classes.
+        source: paper, or package.
+        build: gives its predictor for a study, its options and a seed, without temperature; what it trains it
+            keeps, and finds again.
+        needs: what must have been trained for it.
+        options: in the order that its label has them in.
+        samples: of a prediction.
+        any_batches: whether predictions are the same in whatever batches the rows come.
+        has_noise: whether it is a trained posterior, with which `+calibrated` and `+mean` go.
+        check: raises ConfigurationError where its options cannot have the values they have, before anything is
+            trained; what it returns is not used.
+        stands_for: where no options are given, it is another name of this.
+        tempered_name: a name of its own for the method with `+temperature`, where it has one.
+    """
+
+    name: str
+    summary: str
+    python: str
+    passes: str
+    source: str
+    build: Callable[[Fitting, "Method", int], Fitted]
+    needs: Needs = "own"
+    options: tuple[Option, ...] = ()
+    samples: Samples = "draws"
+    any_batches: bool = True
+    has_noise: bool = False
+    check: Callable[[Fitting, "Method"], object] = _accept
+    stands_for: str = ""
+    tempered_name: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MethodSpec) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """In their order."""
+        return tuple(option.name for option in self.options)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; functions are left out."""
+        options = [{"name": option.name, "default": option.default_text, "of": option.of} for option in self.options]
+        plain = ("name", "summary", "python", "passes", "source", "needs", "samples", "any_batches", "has_noise")
+        return {**{name: getattr(self, name) for name in plain}, "stands_for": self.stands_for, "options": options}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method with its options.
+
+    Attributes:
+        spec: what it is.
+        options: those that were given, in the order of the spec, however they were written.
+        calibrated: the scale of the noise is chosen on held-out rows after training (`calibrate_scale`).
+        at_mean: predictions are made once at the posterior's mean, without draws.
+        tempered: a temperature chosen on held-out rows is applied to the mean probabilities.
+    """
+
+    spec: MethodSpec
+    options: tuple[tuple[str, Any], ...] = ()
+    calibrated: bool = False
+    at_mean: bool = False
+    tempered: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its spec."""
+        return self.spec.name
+
+    @property
+    def label(self) -> str:
+        """As it is written, and as tables have it."""
+        if self.spec.tempered_name and self == Method(self.spec, tempered=True):
+            return self.spec.tempered_name
+        options = ",".join(f"{name}={value}" for name, value in self.options)
+        return (
+            self.name
+            + (f"[{options}]" if options else "")
+            + ("+calibrated" if self.calibrated else "")
+            + ("+mean" if self.at_mean else "")
+            + ("+temperature" if self.tempered else "")
+        )
+
+    @property
+    def folder(self) -> str:
+        """A folder name for it, different for different methods."""
+        return _WITHOUT_BRACKETS.sub("_", self.label).replace("_+", "+").rstrip("_")
+
+    @property
+    def untempered(self) -> "Method":
+        """The method without its temperature."""
+        return replace(self, tempered=False)
+
+    @property
+    def training(self) -> "Method":
+        """What it trains or fits, shared by methods that differ only in how they predict with it."""
+        trained = {option.name for option in self.spec.options if option.of == "training"}
+        return Method(self.spec, tuple(pair for pair in self.options if pair[0] in trained))
+
+    def value(self, name: str) -> Any:
+        """Of an option: what was given, or its default."""
+        defaults = {option.name: option.default for option in self.spec.options}
+        return dict(self.options).get(name, defaults[name])
+
+    def values_of(self, configured: type) -> dict[str, Any]:
+        """Its options among the fields of a dataclass: those that were given, or that have a default."""
+        names = [name for name in self.spec.option_names if name in configured.__dataclass_fields__]  # type: ignore[attr-defined]
+        return {name: self.value(name) for name in names if self.value(name) is not None}
+
+    def check(self, fitting: Fitting) -> None:
+        """Whether its options can have the values they have, asked before anything is trained.
+
+        Raises:
+            ConfigurationError: one cannot.
+        """
+        checks = {option.name: option.check for option in self.spec.options}
+        for name, value in self.options:
+            check = checks[name]
+            if check is not None:
+                check(f"{self.label}: {name}", value)
+        fitting.study.options(0, **self.values_of(FitOptions))
+        self.spec.check(fitting, self)
+
+    def build(self, fitting: Fitting, seed: int) -> Fitted:
+        """Train what has not been trained yet, and give its predictor, without temperature."""
+        return self.spec.build(fitting, self, seed)
+
+
+def default_of(owner: Callable[..., Any], name: str) -> Any:
+    """The default of a dataclass's field or a function's argument: said there, and read here."""
+    return signature(owner).parameters[name].default

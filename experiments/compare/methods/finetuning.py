@@ -1,0 +1,59 @@
+"""`lora`, `full`, `dora`, `adalora` and `adapter`: ways of fine-tuning, each with a training of its own."""
+
+from functools import partial
+
+from bayes_lora.experiments.compare.fitting import POINT, Fitted, Fitting
+from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Option
+from bayes_lora.experiments.compare.training_options import EPOCHS, LEARNING_RATE, WEIGHT_DECAY
+from bayes_lora.inference import FitOptions, PointEstimate
+from bayes_lora.inference.finetuning.point_networks import Way
+
+
+def _build(way: Way, fitting: Fitting, method: Method, seed: int) -> Fitted:
+    folder = fitting.place(method.training.folder, seed)
+    point, cost = fitting.train_point(way, folder, seed, **method.values_of(FitOptions))
+    return Fitted(PointEstimate(point.network), cost)
+
+
+def _spec(
+    way: Way, summary: str, source: str, *, learning_rate: Option = LEARNING_RATE, stands_for: str = ""
+) -> MethodSpec:
+    return MethodSpec(
+        name=way,
+        summary=summary,
+        python=f'fit_point(make_network("{way}", base), rows)',
+        passes="1",
+        source=source,
+        build=partial(_build, way),
+        options=(EPOCHS, learning_rate, WEIGHT_DECAY),
+        samples="one",
+        stands_for=stands_for,
+    )
+
+
+def _rate(value: float) -> Option:
+    """Training everything, or LayerNorms, at LoRA's learning rate destroys the base model."""
+    return Option(LEARNING_RATE.name, value)
+
+
+SPECS = (
+    _spec(
+        "lora",
+        "LoRA with other options than those that all methods share; without options it is map",
+        "Hu et al. 2022, LoRA (arXiv 2106.09685), as PEFT has it",
+        stands_for=POINT,
+    ),
+    _spec("full", "all parameters", "transformers", learning_rate=_rate(5e-5)),
+    _spec("dora", "LoRA, and the norms of rows", "Liu et al. 2024, DoRA (arXiv 2402.09353), as PEFT has it"),
+    _spec(
+        "adalora",
+        "LoRA whose ranks are divided among the layers while it trains",
+        "Zhang et al. 2023, AdaLoRA (arXiv 2303.10512), as PEFT has it",
+    ),
+    _spec(
+        "adapter",
+        "a bottleneck after each sub-layer, and LayerNorms",
+        "Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP (arXiv 1902.00751)",
+        learning_rate=_rate(5e-4),
+    ),
+)

@@ -1,0 +1,75 @@
+"""What the methods with a posterior share: fitting it on the rows of a study, its predictive, its scale."""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.experiments.compare.cost import Cost, Measured
+from bayes_lora.experiments.compare.fitting import CHECKPOINTS, Fitted, Fitting
+from bayes_lora.experiments.compare.method_spec import Method
+from bayes_lora.experiments.runs.device import CPU
+from bayes_lora.inference import (
+    FitOptions,
+    MonteCLoRAGuide,
+    calibrate_scale,
+    fit,
+    load_posterior,
+    predict,
+    save_posterior,
+)
+from bayes_lora.models import BayesianLoRA
+from bayes_lora.randomness import seeded
+
+
+def posterior_config(fitting: Fitting, method: Method, **fixed: Any) -> MonteCLoRAConfig:
+    """The configuration that a method's options say.
+
+    Args:
+        fitting: of the study.
+        method: with options of `MonteCLoRAConfig`.
+        fixed: what the method leaves nobody a choice of.
+
+    Raises:
+        ConfigurationError: an option has a value that it cannot have, or belongs to the other objective.
+    """
+    given = {**method.values_of(MonteCLoRAConfig), **fixed}
+    if given.get("objective") == "elbo":
+        given["num_train_examples"] = len(fitting.fit.data)
+    return MonteCLoRAConfig(**given)
+
+
+def fit_posterior(
+    fitting: Fitting,
+    method: Method,
+    seed: int,
+    network: Callable[[], Any],
+    config: MonteCLoRAConfig,
+    **changes: Any,
+) -> tuple[BayesianLoRA, MonteCLoRAGuide, Cost]:
+    """Fit a MonteCLoRA posterior on a network, or load it; `changes` are of the study's training."""
+    folder = fitting.place(method.training.folder, seed)
+    if (folder / "posterior").is_dir():
+        model, guide = load_posterior(fitting.base(seed).network, folder / "posterior")
+        return model.to(fitting.device), guide.to(fitting.device), Cost.read(folder)
+    with seeded(seed, CPU):
+        model = BayesianLoRA(network(), config).to(fitting.device)
+        guide = MonteCLoRAGuide(model)
+    options = fitting.study.options(seed, **{**changes, **method.values_of(FitOptions)})
+    cost = fitting.train(partial(fit, model, guide), folder, options)
+    save_posterior(model, guide, folder / "posterior")
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    return model, guide, cost
+
+
+def predictive(fitting: Fitting, method: Method, seed: int, model: BayesianLoRA, guide: Any, cost: Cost) -> Fitted:
+    """The posterior predictive, or that at its mean; after its scale has been chosen where the method says so."""
+    if method.at_mean:
+        return Fitted(partial(predict, model, guide, at_mean=True), cost)
+    if not method.calibrated:
+        return Fitted(partial(predict, model, guide), cost)
+    draws = max(2, fitting.study.num_samples)  # as many as will predict: the best scale depends on it
+    with Measured() as choosing, fitting.precision():
+        found = calibrate_scale(model, guide, fitting.held_out.loader(), num_samples=draws, seed=seed)
+    return Fitted(partial(predict, model, guide), cost + choosing.cost, {"sample_scale": found.scale})

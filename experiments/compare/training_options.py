@@ -1,0 +1,50 @@
+"""Options that several methods have: of their training, and of a MonteCLoRA posterior."""
+
+from math import ceil
+
+from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.experiments.compare.method_spec import Option, as_text, default_of
+from bayes_lora.experiments.compare.study import Study
+from bayes_lora.inference import FitOptions
+
+EPOCHS = Option("epochs", shown="--epochs")
+LEARNING_RATE = Option("learning_rate", shown="--lr")
+WEIGHT_DECAY = Option("weight_decay", shown=as_text(default_of(FitOptions, "weight_decay")))
+POSTERIOR_LEARNING_RATE = Option(
+    "posterior_learning_rate", shown=as_text(default_of(FitOptions, "posterior_learning_rate"))
+)
+
+QUARTER_OF_EPOCHS = Option(EPOCHS.name, shown=f"a quarter of {EPOCHS.shown}, rounded up")
+"""In place of `EPOCHS`, of what goes on from a trained network; see `quarter_of_epochs`."""
+
+OF_POINT = (EPOCHS, LEARNING_RATE, WEIGHT_DECAY)
+"""Of training a network without a posterior."""
+
+
+def _of_posterior(name: str) -> Option:
+    paper, elbo = (
+        getattr(config, name)
+        for config in (MonteCLoRAConfig(), MonteCLoRAConfig(objective="elbo", num_train_examples=1))
+    )
+    if name == "objective" or paper == elbo:
+        return Option(name, shown=as_text(paper))
+    own = {objective: value for objective, value in (("paper", paper), ("elbo", elbo)) if value is not None}
+    return Option(name, shown=", ".join(f"{as_text(value)} with {objective}" for objective, value in own.items()))
+
+
+OF_POSTERIOR = tuple(
+    map(
+        _of_posterior,
+        (
+            *("objective", "temperature", "sample_scale", "prior_scale", "kl_weight", "cooperative_weight"),
+            *("num_components", "num_outer_samples", "degrees_of_freedom", "prior_concentration"),
+            *("normal_kl", "sampler"),
+        ),
+    )
+)
+"""Those of `MonteCLoRAConfig`, which also checks them."""
+
+
+def quarter_of_epochs(study: Study) -> int:
+    """What `QUARTER_OF_EPOCHS` is where nobody gives it."""
+    return ceil(study.training.epochs / 4)
