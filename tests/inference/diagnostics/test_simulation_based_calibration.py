@@ -20,8 +20,9 @@ def simulate(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def posterior(y: Tensor, num_draws: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
-    noise: Tensor = torch.randn(num_draws, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return y / 2 + shift + scale * 0.5**0.5 * noise
+    noise = torch.randn(num_draws, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    draws: Tensor = y / 2 + shift + scale * 0.5**0.5 * noise
+    return draws
 
 
 def value_and_square(_: Tensor, theta: Tensor) -> Tensor:
