@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from bayes_lora import __version__
 from bayes_lora.errors import BayesLoRAError, ConfigurationError
 from bayes_lora.experiments import ignore_known_warnings
 from bayes_lora.experiments.command_line.bench import bench_command
@@ -28,7 +29,6 @@ from bayes_lora.experiments.tasks.tasks import checked_rows
 from bayes_lora.inference.training.scale_schedule import ScaleScheduleKind
 
 app = typer.Typer(
-    help="A posterior over LoRA adapters: fit a transformer, and know how sure it is.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,6 +38,21 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")]
 
 _PREDICTIVE = "posterior predictive"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"bayes-lora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[  # its callback does the work
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A posterior over LoRA adapters: fit a transformer, and know how sure it is."""
 
 
 @app.command("fit")
