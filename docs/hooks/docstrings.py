@@ -6,7 +6,7 @@ from typing import Any
 import griffe
 
 
-class OneExample(griffe.Extension):
+class OneExample(griffe.Extension):  # type: ignore[misc]
     """Renames the section as docstrings are read, so that its code is shown as code."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:

@@ -72,7 +72,7 @@ def _constant_docstring(module: str, name: str) -> str:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if name in {getattr(target, "id", None) for target in targets} and isinstance(following, ast.Expr):
             value = following.value
-            return inspect.cleandoc(value.value) if isinstance(value, ast.Constant) else ""
+            return inspect.cleandoc(str(value.value)) if isinstance(value, ast.Constant) else ""
     return ""
 
 
