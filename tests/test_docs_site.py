@@ -43,6 +43,12 @@ def test_a_name_without_a_docstring_is_seen() -> None:
     assert reference._constant_docstring("bayes_lora.inference.diagnostics.controls", "POWER") == ""
 
 
+def test_an_undocumented_name_fails_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reference.undocumented() == []
+    monkeypatch.setattr(bayes_lora.BayesLoRAError, "__doc__", None)
+    assert reference.undocumented() == ["bayes_lora.BayesLoRAError"]
+
+
 def test_no_two_names_share_a_page() -> None:
     assert len({public.page for public in NAMES}) == len(NAMES) > 70
 

@@ -26,7 +26,9 @@ _HOME = "index.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the generated pages into the menu."""
+    """Put the generated pages into the menu; a public name without a docstring has none, and fails."""
+    if bare := reference.undocumented():
+        raise PluginError(f"no docstring: {', '.join(bare)}")
     menu: dict[str, list[Any]] = {}
     for section, path, _ in reference.pages():
         menu.setdefault(section, []).append(path)

@@ -49,6 +49,12 @@ def public_names(package: str) -> list[PublicName]:
     return [_public_name(package, name, getattr(module, name)) for name in module.__all__]
 
 
+def undocumented() -> list[str]:
+    """The public names that have no docstring of their own."""
+    found = [public for package in PACKAGES for public in public_names(package)]
+    return [f"{public.package}.{public.name}" for public in found if not public.docstring]
+
+
 def _public_name(package: str, name: str, value: Any) -> PublicName:
     if inspect.isclass(value) or inspect.isfunction(value):
         own = value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__
