@@ -8,4 +8,5 @@ from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import BayesLoRAError
 
 __version__ = "0.1.0"
+"""The version of this library."""
 __all__ = ["BayesLoRAError", "MonteCLoRAConfig", "__version__"]

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # <!-- from FILE#Section -->, then a table: some rows and columns of the one in that section of that file.
 QUOTED = re.compile(r"<!-- from ([^\s#]+)(?:#(.+?))? -->\n((?:\|.*\n)+)")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 QUOTES = [
     pytest.param(page, *found, id=f"{page.stem}-{number}")
     for page in PAGES

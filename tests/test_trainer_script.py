@@ -1,4 +1,4 @@
-"""The script in docs/training.md, without and with the posterior: both are taken out of the diff there and run."""
+"""The script in docs/guides/trainer.md, without and with the posterior: both are taken out of its diff and run."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from bayes_lora.inference import SVITrainer, load_posterior
 from tests.experiments.networks.test_new_modules import save
 
-PAGE = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "guides" / "trainer.md").read_text(encoding="utf-8")
 DIFF = re.findall(r"```diff\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()
 BASE = "distilbert/distilbert-base-uncased"
 
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("bayesian", [False, True])
 def test_it_runs(folder: Path, capsys: pytest.CaptureFixture[str], bayesian: bool) -> None:
     names: dict[str, Any] = {}
-    exec(compile(script("-" if bayesian else "+"), "training.md", "exec"), names)
+    exec(compile(script("-" if bayesian else "+"), "trainer.md", "exec"), names)
     trainer = names["trainer"]
     assert type(trainer) is (SVITrainer if bayesian else Trainer)
     assert trainer.state.global_step == 4

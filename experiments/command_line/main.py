@@ -1,10 +1,12 @@
 """The command line, `bayes-lora`."""
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from bayes_lora import __version__
 from bayes_lora.errors import BayesLoRAError
 from bayes_lora.experiments import ignore_known_warnings
 from bayes_lora.experiments.command_line.bench import bench_command
@@ -18,11 +20,26 @@ from bayes_lora.experiments.command_line.predict import predict_command
 from bayes_lora.experiments.command_line.push import push_command
 
 app = typer.Typer(
-    help="A posterior over LoRA adapters: fit a transformer, and know how sure it is.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"bayes-lora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[  # its callback does the work
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A posterior over LoRA adapters: fit a transformer, and know how sure it is."""
+
 
 app.command("fit")(fit_command)
 app.command("predict")(predict_command)

@@ -22,8 +22,8 @@ CONTROLS: dict[str, str] = {
     "silent noise": "the right posterior of an adapter whose LoRA-B is 0",
     "right posterior": "the posterior itself; for fits, converged ones",
 }
+"""The posteriors that the diagnostics are tried on, wrong ones and the right one, each in words."""
 
-# Diagnostic -> control -> claim. Where there is none, the diagnostic may flag the control or not: see its docstring.
 CLAIMS: dict[str, dict[str, Claim]] = {
     "convergence": {"unconverged run": "must", "right posterior": "never"},
     "seed_spread": {"unconverged run": "must", "right posterior": "never"},
@@ -42,6 +42,7 @@ CLAIMS: dict[str, dict[str, Claim]] = {
     "check_confidence": {"shifted mean": "must", "right posterior": "never"},
     "uncertainty_map": {"silent noise": "must", "right posterior": "never"},
 }
+"""Diagnostic -> control -> claim. Where there is none, the diagnostic may flag the control or not."""
 
 
 def claims_table() -> str:
