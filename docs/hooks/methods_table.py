@@ -1,5 +1,6 @@
 """MkDocs hook: puts the tables of methods into a page, made from what the methods say of themselves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from bayes_lora.experiments.compare.method_spec import SUFFIXES
@@ -35,6 +36,6 @@ def options_table() -> str:
     return _table(("method", "options, and their defaults"), rows)
 
 
-def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [titles, ("---",) * len(titles), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -39,7 +39,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Method:
+class Contestant:
     """A way to approximate the posterior over A.
 
     Attributes:
@@ -53,7 +53,7 @@ class Method:
     regression: bool = True
 
 
-def all_methods() -> tuple[Method, ...]:
+def all_contestants() -> tuple[Contestant, ...]:
     """Every method of the study, the two references first.
 
     "nuts_again" is NUTS under another seed: what the measures say of the truth itself. "map" is the mode alone.
@@ -61,20 +61,20 @@ def all_methods() -> tuple[Method, ...]:
     library's defaults, and "paper_dense_N4_wide" the prior's spread.
     """
     found = [
-        Method("nuts_again", _nuts),
-        Method("map", _map),
-        Method("laplace", _laplace),
-        Method("laplace_kfac", partial(_library_laplace, "kfac_reduce"), regression=False),
-        Method("laplace_diagonal", partial(_library_laplace, "diagonal"), regression=False),
-        Method("mean_field", _mean_field),
-        Method("low_rank_normal", _low_rank_normal),
-        Method("mc_dropout", _mc_dropout),
+        Contestant("nuts_again", _nuts),
+        Contestant("map", _map),
+        Contestant("laplace", _laplace),
+        Contestant("laplace_kfac", partial(_library_laplace, "kfac_reduce"), regression=False),
+        Contestant("laplace_diagonal", partial(_library_laplace, "diagonal"), regression=False),
+        Contestant("mean_field", _mean_field),
+        Contestant("low_rank_normal", _low_rank_normal),
+        Contestant("mc_dropout", _mc_dropout),
     ]
     found += [
-        Method(f"{objective}_{mixture}_N{n}", partial(_monteclora, objective, mixture, n))
+        Contestant(f"{objective}_{mixture}_N{n}", partial(_monteclora, objective, mixture, n))
         for objective, mixture, n in product(("elbo", "paper"), ("dense", "sparse"), NUM_COMPONENTS)
     ]
-    found.append(Method("paper_dense_N4_wide", partial(_monteclora, "paper", "dense", 4, wide=True)))
+    found.append(Contestant("paper_dense_N4_wide", partial(_monteclora, "paper", "dense", 4, wide=True)))
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from bayes_lora.experiments.ground_truth.study import (
     Study,
     calibration_jobs,
     calibration_samplers,
-    methods_of,
+    contestants_of,
     read_job,
 )
 from bayes_lora.files import write_file, write_json
@@ -78,7 +78,7 @@ def read_findings(study: Study, folder: Path) -> Findings:
     methods = {
         kind: {
             method.name: found
-            for method in methods_of(study, kind)
+            for method in contestants_of(study, kind)
             if (found := _by_seed(study, folder, f"methods/{kind}-{method.name}"))
         }
         for kind in study.problems

@@ -22,7 +22,7 @@ from bayes_lora.experiments.ground_truth.calibration import (
 )
 from bayes_lora.experiments.ground_truth.lemmas import output_shift, smoothed_curvature
 from bayes_lora.experiments.ground_truth.measures import compare
-from bayes_lora.experiments.ground_truth.methods import Effort, Method, all_methods
+from bayes_lora.experiments.ground_truth.methods import Contestant, Effort, all_contestants
 from bayes_lora.experiments.ground_truth.nuts import sample_posterior
 from bayes_lora.experiments.ground_truth.problems import (
     Problem,
@@ -56,7 +56,7 @@ class Study:
         seeds: one problem of each kind for each.
         effort: spent on each method and problem.
         problems: some of `PROBLEMS`.
-        methods: names of `methods.all_methods`; those that cannot do a kind of problem are left out there.
+        methods: names of `methods.all_contestants`; those that cannot do a kind of problem are left out there.
         replications: of simulation-based calibration; ten times as many where draws come from a closed form.
         lemma_draws: of noise, for each eps.
     """
@@ -64,7 +64,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     effort: Effort = field(default_factory=Effort)
     problems: tuple[str, ...] = tuple(PROBLEMS)
-    methods: tuple[str, ...] = tuple(method.name for method in all_methods())
+    methods: tuple[str, ...] = tuple(method.name for method in all_contestants())
     replications: int = 100
     lemma_draws: int = 1000
 
@@ -76,7 +76,7 @@ class Study:
         for problem in self.problems:
             require_choice("problems", problem, tuple(PROBLEMS))
         for method in self.methods:
-            require_choice("methods", method, tuple(method.name for method in all_methods()))
+            require_choice("methods", method, tuple(method.name for method in all_contestants()))
         require_count("replications", self.replications)
         require_count("lemma_draws", self.lemma_draws)
 
@@ -152,9 +152,9 @@ def read_job(folder: Path, name: str) -> dict[str, Any] | None:
         raise DataError(f"{path} cannot be read ({error}). Delete it: the same command makes it again.") from error
 
 
-def methods_of(study: Study, kind: str) -> list[Method]:
+def contestants_of(study: Study, kind: str) -> list[Contestant]:
     """The study's methods that can do this kind of problem."""
-    able = (method for method in all_methods() if kind == "classification" or method.regression)
+    able = (method for method in all_contestants() if kind == "classification" or method.regression)
     return [method for method in able if method.name in study.methods]
 
 
@@ -201,7 +201,7 @@ def _truths(study: Study, folder: Path) -> Iterator[Job]:
 def _comparisons(study: Study, folder: Path) -> Iterator[Job]:
     for seed in study.seeds:
         for kind in study.problems:
-            for method in methods_of(study, kind):
+            for method in contestants_of(study, kind):
                 run = partial(_judge, study, folder, kind, method, seed)
                 yield Job(f"methods/{kind}-{method.name}-{seed}", run)
 
@@ -234,7 +234,7 @@ def _sample_truth(study: Study, folder: Path, kind: str, seed: int) -> dict[str,
     return found
 
 
-def _judge(study: Study, folder: Path, kind: str, method: Method, seed: int) -> dict[str, Any]:
+def _judge(study: Study, folder: Path, kind: str, method: Contestant, seed: int) -> dict[str, Any]:
     path = _truth_file(folder, kind, seed)
     if not path.is_file():
         raise DataError(f"{path} is missing, since the posterior was not sampled. See what is said of that job.")

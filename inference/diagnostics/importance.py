@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from bayes_lora.inference.diagnostics import arviz_bridge
 
 
-def smoothed_log_weights(
+def pareto_smoothed(
     log_ratios: NDArray[np.float64], resolution: float = 1e-9
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """ArviZ's Pareto smoothed importance weights: log weights (..., draw) that sum to 1, and k-hat (...).

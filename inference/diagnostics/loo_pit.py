@@ -9,7 +9,7 @@ from scipy import stats
 
 from bayes_lora.checks import require_seed
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.diagnostics.importance import k_hat_threshold, smoothed_log_weights
+from bayes_lora.inference.diagnostics.importance import k_hat_threshold, pareto_smoothed
 from bayes_lora.inference.diagnostics.replicated_labels import require_labels
 from bayes_lora.metrics.prediction import Prediction
 
@@ -111,7 +111,7 @@ def loo_pit(prediction: Prediction, *, held_out: bool = False, seed: int = 0, fa
         )
     else:
         log_likelihood = prediction.logits.double().log_softmax(-1)[:, range(len(labels)), labels]  # (draw, example)
-        log_weights, k_hat = smoothed_log_weights(-log_likelihood.T.numpy())
+        log_weights, k_hat = pareto_smoothed(-log_likelihood.T.numpy())
         unreliable = int((k_hat > k_hat_threshold(num_draws)).sum())
         probs = np.einsum("ns,snc->nc", np.exp(log_weights), prediction.probs.numpy())
     own = np.take_along_axis(probs, labels[:, None], axis=1)

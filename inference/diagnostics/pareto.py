@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import ConfigurationError, DataError
-from bayes_lora.inference.diagnostics.importance import k_hat_threshold, smoothed_log_weights
+from bayes_lora.inference.diagnostics.importance import k_hat_threshold, pareto_smoothed
 from bayes_lora.inference.guides.posterior_draw import (
     Guide,
     PosteriorDraw,
@@ -132,7 +132,7 @@ def psis_k_hat(
     _require_spread(model, draws)
     log_ratios = joint - np.array([_log_guide(draw) for draw in draws])
     resolution = 1e-2 * math.sqrt(torch.finfo(model.sites.example.dtype).eps) * float(np.abs(joint).max())
-    weights, k_hat = smoothed_log_weights(log_ratios, resolution)
+    weights, k_hat = pareto_smoothed(log_ratios, resolution)
     return ParetoCheck(
         k_hat=float(k_hat),
         threshold=k_hat_threshold(num_draws),

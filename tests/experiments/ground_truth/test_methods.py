@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bayes_lora.experiments.ground_truth.methods import (
     Effort,
-    all_methods,
+    all_contestants,
     draw_adapter,
     dropout_draws,
     fit_monteclora,
@@ -24,15 +24,15 @@ from bayes_lora.experiments.ground_truth.problems import (
 from bayes_lora.inference import MCDropout, MeanFieldGuide, MonteCLoRAGuide, autoguide
 from tests.statistics import assert_mean, assert_same_mean
 
-METHODS = {method.name: method for method in all_methods()}
+CONTESTANTS = {method.name: method for method in all_contestants()}
 SMALL = Effort(num_steps=5, num_draws=7, num_mcmc=5)
 
 
 def method_draws(name: str, problem: Problem, effort: Effort, seed: int = 0) -> Tensor:
-    return METHODS[name].draw(problem, effort, seed)
+    return CONTESTANTS[name].draw(problem, effort, seed)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "nuts_again"])
+@pytest.mark.parametrize("name", [name for name in CONTESTANTS if name != "nuts_again"])
 def test_every_method_gives_draws_of_a(name: str) -> None:
     """The same ones for the same seed, and global generators stay."""
     problem = classification_problem(0)
@@ -50,8 +50,8 @@ def test_every_method_gives_draws_of_a(name: str) -> None:
 
 def test_names_are_the_whole_grid() -> None:
     grid = {f"{o}_{m}_N{n}" for o in ("elbo", "paper") for m in ("dense", "sparse") for n in (1, 2, 4, 8, 16)}
-    assert grid <= set(METHODS)
-    assert len(METHODS) == len(all_methods())
+    assert grid <= set(CONTESTANTS)
+    assert len(CONTESTANTS) == len(all_contestants())
 
 
 def test_mean_field_reaches_its_optimum() -> None:

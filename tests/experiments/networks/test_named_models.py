@@ -9,8 +9,7 @@ from bayes_lora.errors import BaseModelError
 from bayes_lora.experiments.command_line.main import app
 from bayes_lora.experiments.networks.base_models import resolve_base_model
 from bayes_lora.experiments.networks.named_models import NamedModel, named_models
-from tests.contributing import copy_with_example
-from tests.copied_project import run_tests
+from tests.contributing import copy_with_example, run_pytest
 
 
 @pytest.mark.parametrize("name", named_models())
@@ -39,5 +38,6 @@ def test_a_package_that_is_missing_is_named() -> None:
 
 def test_the_example_of_contributing_is_all_it_takes(tmp_path: Path) -> None:
     copy = copy_with_example(tmp_path, "Add a base model")
-    said = run_tests(copy, "tests/experiments/networks/test_named_models.py", "tinybert")
-    assert "test_each_is_found_and_listed[tinybert] PASSED" in said
+    done = run_pytest(copy, "tests/experiments/networks/test_named_models.py", "-k", "tinybert")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_each_is_found_and_listed[tinybert] PASSED" in done.stdout

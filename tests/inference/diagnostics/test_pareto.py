@@ -22,7 +22,7 @@ from bayes_lora.experiments.ground_truth.problems import (
 )
 from bayes_lora.inference import MonteCLoRAGuide
 from bayes_lora.inference.diagnostics import psis_k_hat
-from bayes_lora.inference.diagnostics.importance import k_hat_threshold, smoothed_log_weights
+from bayes_lora.inference.diagnostics.importance import k_hat_threshold, pareto_smoothed
 from bayes_lora.inference.diagnostics.pareto import num_dimensions
 from bayes_lora.inference.guides.autoguides import autoguide
 from bayes_lora.inference.guides.posterior_draw import posterior_draw
@@ -68,7 +68,7 @@ def test_ratios_are_those_of_the_problem(problem: Problem) -> None:
         log_ratios -= problem.labels.numel() * math.log(problem.noise_scale * math.sqrt(2 * math.pi))
     assert found.elbo == pytest.approx(log_ratios.mean().item())
     assert found.log_evidence == pytest.approx(log_ratios.logsumexp(0).item() - math.log(100))
-    weights, k_hat = smoothed_log_weights(log_ratios.numpy())
+    weights, k_hat = pareto_smoothed(log_ratios.numpy())
     assert found.k_hat == pytest.approx(float(k_hat), abs=1e-6)
     assert found.effective_draws == pytest.approx(1 / np.exp(2 * weights).sum())
 
@@ -138,7 +138,7 @@ def test_the_shape_of_a_known_tail() -> None:
     """Ratios of a Pareto distribution with shape k have k-hat near k."""
     uniform = np.random.default_rng(0).uniform(size=(40, 2000))
     for k in (0.3, 0.7, 1.2):
-        _, found = smoothed_log_weights(-k * np.log(uniform))
+        _, found = pareto_smoothed(-k * np.log(uniform))
         # 40 independent fits; ArviZ's weak prior pulls each towards .5, by 10 draws' worth of some 135 in the tail.
         bias = abs(k - 0.5) * 10 / 135 + 0.02
         assert abs(found.mean() - k) < bias + 4 * found.std(ddof=1) / math.sqrt(40)
