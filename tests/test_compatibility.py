@@ -26,6 +26,9 @@ from tests.experiments.commands import run
 ABOUT = json.loads((make.HERE / "about.json").read_text(encoding="utf-8"))
 ELSEWHERE = 1e-6
 
+# An older peft than the one of the files says that they name options which it does not have.
+pytestmark = pytest.mark.filterwarnings("ignore:Unexpected keyword arguments .* for class LoraConfig:UserWarning")
+
 
 @pytest.fixture(autouse=True)
 def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
