@@ -31,7 +31,7 @@ from bayes_lora.inference.storage.model_card import CardFacts
 from bayes_lora.inference.storage.posteriors import load_posterior, save_posterior
 from bayes_lora.inference.training.fit import FitResult, fit, fit_network
 from bayes_lora.inference.training.fit_options import FitOptions
-from bayes_lora.inference.training.objective import ItemizedELBO
+from bayes_lora.inference.training.itemized_elbo import ItemizedELBO
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
 from bayes_lora.inference.training.trainer import SVITrainer
 from bayes_lora.metrics.bootstrap import mean_difference, metric_difference, one_by_one

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bayes_lora.inference.training.objective import ItemizedELBO
+from bayes_lora.inference.training.itemized_elbo import ItemizedELBO
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
 from bayes_lora.models import BayesianLoRA
 

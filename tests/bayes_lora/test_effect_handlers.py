@@ -10,7 +10,7 @@ from pyro import poutine
 
 from bayes_lora.effect_handlers import SiteHandler
 from bayes_lora.inference import ItemizedELBO
-from bayes_lora.inference.training.objective import _Recorder
+from bayes_lora.inference.training.itemized_elbo import _Recorder
 from tests.networks import Batch, build_network, build_pair
 
 
