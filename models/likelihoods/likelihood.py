@@ -137,8 +137,9 @@ class Likelihood(ABC):
         observed = None if labels is None else self.checked_labels(logits, labels)
         num_observations = num_rows if observed is None else self.num_observations(observed)
         logits = logits.to(posterior_dtype(logits.dtype))
+        listened_to = not densities_only()  # asked outside of the handler below, which would count as a listener
         with SiteHandler({"data": num_rows}, 1 / num_observations):
-            if not densities_only():
+            if listened_to:
                 # `pyro.deterministic`, less its look for NaN: on an accelerator that would stall every step.
                 known = dist.Delta(logits, event_dim=logits.dim() - 1, validate_args=False).mask(False)
                 pyro.sample("logits", known, obs=logits, infer={"_deterministic": True})
