@@ -1,10 +1,9 @@
 """Ensembles: one network under several sets of trained tensors, and where such sets come from."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -13,10 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bayes_lora.errors import CheckpointFileError, ConfigurationError
-from bayes_lora.inference.predictors.predictor import Inputs, collect, evaluation_mode
+from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor
 from bayes_lora.inference.storage.checkpoints import SEAL_FILE, require_whole, whole_checkpoints
 from bayes_lora.inference.storage.posterior_files import ADAPTER_FILE, DESCRIPTION_FILE, read_whole
-from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import network_logits
 
 State = Mapping[str, Tensor]  # tensors of a network, by the name they have there
@@ -26,7 +24,7 @@ _SVI_PREFIX = "model.network."  # of the network in the checkpoint of an SVITrai
 
 
 @dataclass(frozen=True, eq=False)
-class Ensemble:
+class Ensemble(NetworkPredictor):
     """``p(y | x) = 1/M sum_m softmax(f(x; theta_m))``: the network with the tensors of each member in turn.
 
     A checkpoint ensemble has members from one run (`checkpoint_states`), a deep ensemble from runs that differ in
@@ -71,15 +69,10 @@ class Ensemble:
                     "members in the same way, with the network in the same state."
                 )
 
-    def __call__(
-        self,
-        loader: Iterable[Mapping[str, Any]],
-        *,
-        num_samples: int = 32,
-        seed: int = 0,
-        on_batch: Callable[[], None] | None = None,
-    ) -> Prediction:
-        with evaluation_mode(self.network), exchanging(self.network, self.states[0].keys()) as put:
+    @contextmanager
+    def draws(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+        """One of each member, whatever the arguments."""
+        with exchanging(self.network, self.states[0].keys()) as put:
 
             def members(inputs: Inputs) -> Tensor:
                 found = []
@@ -88,7 +81,7 @@ class Ensemble:
                     found.append(network_logits(self.network, inputs))
                 return torch.stack(found)
 
-            return collect(members, loader, next(self.network.parameters()).device, on_batch)
+            yield members
 
 
 def trainable_state(network: nn.Module) -> dict[str, Tensor]:

@@ -1,9 +1,8 @@
 """Monte Carlo dropout: LoRA's dropout stays on while predicting."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -12,14 +11,13 @@ from torch import Tensor, nn
 from bayes_lora.adapters import check_state
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import AdapterError, ConfigurationError
-from bayes_lora.inference.predictors.predictor import Inputs, collect, evaluation_mode
-from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor
 from bayes_lora.models import network_logits
 from bayes_lora.randomness import seeded, stream
 
 
 @dataclass(frozen=True, eq=False)
-class MCDropout:
+class MCDropout(NetworkPredictor):
     """Every draw drops each input of a LoRA layer with probability p: ``W0 x + (alpha / r) B A (m * x) / (1 - p)``.
 
     ``m_i ~ Bernoulli(1 - p)``, anew for every token, layer and draw. Nothing else is random: the rest of the network,
@@ -56,20 +54,15 @@ class MCDropout:
             raise ConfigurationError(f"probability={p!r} must be at least 0 and below 1.")
         self._dropouts()
 
-    def __call__(
-        self,
-        loader: Iterable[Mapping[str, Any]],
-        *,
-        num_samples: int = 32,
-        seed: int = 0,
-        on_batch: Callable[[], None] | None = None,
-    ) -> Prediction:
+    @contextmanager
+    def draws(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+        """Under one dropout mask each, which depends on (seed, draw, batch)."""
         require_count("num_samples", num_samples)
         require_seed("seed", seed)
         device = next(self.network.parameters()).device
         batch = 0
 
-        def draws(inputs: Inputs) -> Tensor:
+        def logits(inputs: Inputs) -> Tensor:
             nonlocal batch
             found = []
             for draw in range(num_samples):
@@ -78,8 +71,8 @@ class MCDropout:
             batch += 1
             return torch.stack(found)
 
-        with evaluation_mode(self.network), self._dropping():
-            return collect(draws, loader, device, on_batch)
+        with self._dropping():
+            yield logits
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:

@@ -1,18 +1,17 @@
 """The point estimate: what the network says at the weights it has."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from bayes_lora.inference.predictors.predictor import Inputs, collect, evaluation_mode
-from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor
 from bayes_lora.models import network_logits
 
 
 @dataclass(frozen=True, eq=False)
-class PointEstimate:
+class PointEstimate(NetworkPredictor):
     """``p(y | x) = softmax(f(x; theta))`` at the weights theta that the network has: MAP, where it was so trained.
 
     Any network with a task head will do. The one inside a `BayesianLoRA` gives the prediction at its mean, ``A = mu``.
@@ -32,16 +31,7 @@ class PointEstimate:
 
     network: nn.Module
 
-    def __call__(
-        self,
-        loader: Iterable[Mapping[str, Any]],
-        *,
-        num_samples: int = 32,
-        seed: int = 0,
-        on_batch: Callable[[], None] | None = None,
-    ) -> Prediction:
-        def logits(inputs: Inputs) -> Tensor:
-            return network_logits(self.network, inputs).unsqueeze(0)
-
-        with evaluation_mode(self.network):
-            return collect(logits, loader, next(self.network.parameters()).device, on_batch)
+    @contextmanager
+    def draws(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+        """One, whatever the arguments."""
+        yield lambda inputs: network_logits(self.network, inputs).unsqueeze(0)

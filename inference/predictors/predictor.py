@@ -1,7 +1,8 @@
 """What every method of prediction is, and the loop over batches that they share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,31 @@ class Predictor(Protocol):
         seed: int = 0,
         on_batch: Callable[[], None] | None = None,
     ) -> Prediction: ...
+
+
+class NetworkPredictor(ABC):
+    """A `Predictor` by passes of one network: a subclass says in `draws` what the logits of a batch are.
+
+    Attributes:
+        network: returns logits (example, class) for a batch; in evaluation mode while it predicts.
+    """
+
+    network: nn.Module
+
+    @abstractmethod
+    def draws(self, num_samples: int, seed: int) -> AbstractContextManager[Callable[[Inputs], Tensor]]:
+        """Around all batches of a prediction; gives what makes logits (sample, example, class) of a batch."""
+
+    def __call__(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        *,
+        num_samples: int = 32,
+        seed: int = 0,
+        on_batch: Callable[[], None] | None = None,
+    ) -> Prediction:
+        with evaluation_mode(self.network), self.draws(num_samples, seed) as logits_of:
+            return collect(logits_of, loader, next(self.network.parameters()).device, on_batch)
 
 
 def collect(

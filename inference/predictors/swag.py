@@ -1,10 +1,10 @@
 """SWAG: a Gaussian through the iterates of stochastic gradient descent."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -14,8 +14,7 @@ from bayes_lora.checks import require_count, require_non_negative, require_seed
 from bayes_lora.errors import ConfigurationError, PosteriorFileError
 from bayes_lora.files import write_whole
 from bayes_lora.inference.predictors.ensemble import exchanging, require_fit
-from bayes_lora.inference.predictors.predictor import Inputs, collect, evaluation_mode
-from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor
 from bayes_lora.models import network_logits
 from bayes_lora.randomness import stream
 from bayes_lora.sealed_files import Format
@@ -114,7 +113,7 @@ class SWAG:
 
 
 @dataclass(frozen=True, eq=False)
-class SWAGPredictor:
+class SWAGPredictor(NetworkPredictor):
     """``p(y | x) = 1/S sum_s softmax(f(x; theta_s))`` with ``theta_s`` drawn from a `SWAG`.
 
     Draw s depends on (seed, s) only. The network has its own tensors back afterwards, also after an error. At scale 0
@@ -145,26 +144,21 @@ class SWAGPredictor:
         require_non_negative("scale", self.scale)
         require_fit(self.network, self.swag.mean, "the SWAG")
 
-    def __call__(
-        self,
-        loader: Iterable[Mapping[str, Any]],
-        *,
-        num_samples: int = 32,
-        seed: int = 0,
-        on_batch: Callable[[], None] | None = None,
-    ) -> Prediction:
+    @contextmanager
+    def draws(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+        """Of the Gaussian; draw s depends on (seed, s) only."""
         require_count("num_samples", num_samples)
         require_seed("seed", seed)
-        with evaluation_mode(self.network), exchanging(self.network, self.swag.mean.keys()) as put:
+        with exchanging(self.network, self.swag.mean.keys()) as put:
 
-            def draws(inputs: Inputs) -> Tensor:
+            def logits(inputs: Inputs) -> Tensor:
                 found = []
                 for draw in range(num_samples):
                     put(self.swag.draw(stream(seed, draw), self.scale))
                     found.append(network_logits(self.network, inputs))
                 return torch.stack(found)
 
-            return collect(draws, loader, next(self.network.parameters()).device, on_batch)
+            yield logits
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
