@@ -44,7 +44,7 @@ def test_each_process_has_its_own_draws(own: list[dict[str, Tensor]]) -> None:
 
 def test_two_processes_have_the_gradients_of_one_on_both_batches(tmp_path: Path, own: list[dict[str, Tensor]]) -> None:
     together = two_processes(tmp_path, "frozen")
-    # In a folder of its own: safetensors before 0.7 or so writes into the very file that `together` is mapped from.
+    # In a folder of its own: safetensors before 0.8 writes into the very file that `together` is mapped from.
     folder = tmp_path / "alone"
     folder.mkdir()
     run(folder, "frozen", batch_size=16)
