@@ -7,10 +7,13 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bayes_lora import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {"bayes_lora": "bayes_lora", **{name: f"bayes_lora/{name}" for name in ("models", "inference", "experiments")}}
@@ -76,6 +79,14 @@ def test_wheel_holds_every_file_of_the_rooms(wheel: Path) -> None:
     assert sorted(expected - packed) == [], "missing: add it to `packages` or `package-data` in pyproject.toml"
     assert sorted(packed - expected) == []
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_wheel_has_the_version_of_the_package(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(archive.read(name))
+    assert metadata["Version"] == __version__
+    assert wheel.name.startswith(f"bayes_lora-{__version__}-")
 
 
 def test_wheel_imports_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:

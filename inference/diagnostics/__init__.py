@@ -13,8 +13,8 @@
 
 Each but the last returns a frozen dataclass with `flagged`, whether something is wrong, and `message`, the finding in
 words; its docstring says what it can tell and what it cannot. `controls.CLAIMS` is the table of the wrong posteriors
-that each must flag. PSIS-LOO, WAIC and the comparison of methods by them are ArviZ's, from the log likelihoods that
-`to_inference_data` keeps.
+that each must flag. `loo`, `waic` and `compare` estimate how well new rows would be predicted, from the log likelihoods
+that `to_inference_data` keeps.
 
 R-hat and the effective sample size are not offered. They ask whether the draws of a Markov chain have forgotten where
 they started and how much they repeat each other. Draws of a guide are independent by construction, so R-hat is 1 and
@@ -25,6 +25,7 @@ like an approval and contain none.
 from bayes_lora.inference.diagnostics.controls import CLAIMS, CONTROLS, claims_table
 from bayes_lora.inference.diagnostics.convergence import Convergence, convergence
 from bayes_lora.inference.diagnostics.information import AdapterChange, PriorToPosterior, prior_to_posterior
+from bayes_lora.inference.diagnostics.leave_one_out import ELPD, compare, loo, waic
 from bayes_lora.inference.diagnostics.loo_pit import LooPit, loo_pit
 from bayes_lora.inference.diagnostics.mixture import Mixture, mixture
 from bayes_lora.inference.diagnostics.pareto import ParetoCheck, psis_k_hat
@@ -42,6 +43,7 @@ from bayes_lora.inference.diagnostics.uncertainty_map import (
 __all__ = [
     "CLAIMS",
     "CONTROLS",
+    "ELPD",
     "AdapterChange",
     "AdapterSpread",
     "Convergence",
@@ -59,7 +61,9 @@ __all__ = [
     "check_confidence",
     "check_label_rates",
     "claims_table",
+    "compare",
     "convergence",
+    "loo",
     "loo_pit",
     "mixture",
     "prior_to_posterior",
@@ -67,4 +71,5 @@ __all__ = [
     "rank_truth",
     "seed_spread",
     "uncertainty_map",
+    "waic",
 ]

@@ -78,7 +78,7 @@ def to_inference_data(
 
     sample_stats has the logged steps of the fit in a dimension of its own. ArviZ looks there only for what samplers
     leave, such as divergences, so that nothing it does with draws takes steps for draws; for a trace of the loss,
-    ``arviz.plot_trace(data.sample_stats.rename(step="draw"))``.
+    ``arviz.plot_trace(group(data, "sample_stats").rename(step="draw"))``, with `arviz_bridge.group`.
 
     Args:
         model: the model.

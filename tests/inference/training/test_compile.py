@@ -35,8 +35,12 @@ class Counting:
         return lookup_backend(self.name)(graph, inputs)
 
 
-# torch asks whether a tensor has a gradient, and hides the warning that this gives, but not where warnings are errors
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+pytestmark = [
+    # torch asks whether a tensor has a gradient, and hides the warning this gives, but not where warnings are errors
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    # torch's own word on the first release of Python 3.13, about speed alone
+    pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"),
+]
 
 
 @pytest.fixture(autouse=True)
