@@ -123,5 +123,6 @@ def test_text_classifiers(name: str, tmp_path: Path) -> None:
 
 
 def test_image_classifiers(tmp_path: Path) -> None:
-    lora = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+    # older transformers say query and value
+    lora = {"target_modules": ["q_proj", "v_proj", "query", "value"], "modules_to_save": ["classifier"]}
     check(build_vit, image_rows(), lora, tmp_path / "posterior")
