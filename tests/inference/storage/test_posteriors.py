@@ -115,7 +115,7 @@ def test_what_is_trained_besides_and_not_saved_is_refused_on_loading(tmp_path: P
 
 def test_only_a_peft_model_can_be_saved(tmp_path: Path) -> None:
     network = build_bert()
-    network.add_adapter(peft.LoraConfig(r=2, target_modules=["query"]))
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["query"]), network)
     model = BayesianLoRA(network, bl.MonteCLoRAConfig())
     with pytest.raises(PosteriorFileError, match=r"network is a BertForSequenceClassification, and only a PeftModel"):
         save_posterior(model, MonteCLoRAGuide(model), tmp_path / "run")
