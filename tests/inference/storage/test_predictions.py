@@ -195,7 +195,8 @@ LACKING = [*FULL[:5], None]
         (with_column("logits", FULL, lists(4, 3, pa.float16())), "not sample x class in float32 or float64"),
         (with_column("logits", FULL, pa.list_(pa.list_(pa.float32()))), "not sample x class in float32 or float64"),
         (with_column("logits", [0.0] * 6, pa.float32()), "not sample x class in float32 or float64"),
-        (with_column("logits", LACKING, lists(4, 3, pa.float32())), "lacks logits: 60 for 6 rows of 4 x 3"),
+        # pyarrow before 26 says so itself
+        (with_column("logits", LACKING, lists(4, 3, pa.float32())), "(lacks logits: 60 for 6 rows of 4 x 3|size=4)"),
         (with_column("logits", FULL, lists(4, 3, pa.float32())), "its content and its checksum disagree"),
         (with_about(method="map"), "its content and its checksum disagree"),
         (with_about(surprise=1), "does not describe its prediction properly .*surprise"),

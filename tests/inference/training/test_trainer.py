@@ -178,7 +178,9 @@ class SameDraws(SVITrainer):
 class Undivided(SameDraws):
     """The published defect: the loss of every micro-batch counts whole."""
 
-    loss_is_scaled_for_ga = True
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        self.current_gradient_accumulation_steps = 1  # by which the Trainer divides afterwards
+        return super().compute_loss(*args, **kwargs)
 
 
 class Gradients(TrainerCallback):
