@@ -219,7 +219,7 @@ def _trained_adapter(context: typer.Context) -> TrainedAdapter | None:
             f"--method monteclora_posthoc leaves the network as it is in --adapter, so {', '.join(idle)} would do "
             "nothing. Drop what does nothing; --posterior-lr is the learning rate that counts."
         )
-    return TrainedAdapter.of(folder)
+    return TrainedAdapter.of(Path(folder))
 
 
 def _number_or(option: str, text: str | None, *words: str) -> Any:

@@ -80,6 +80,7 @@ def seed_numbers(text: str) -> tuple[int, ...]:
         raise ConfigurationError(f"--seeds {text!r} must be whole numbers and commas, such as 0,1,2.") from error
 
 
-def _resolved(path: Path | None) -> str | None:
+def _resolved(path: Path | str | None) -> str | None:
     """The full path, so that a run can be taken up and used from anywhere."""
-    return None if path is None else str(path.expanduser().resolve())
+    # Older releases of typer (0.26) keep text in a context's params, and make paths for the function alone.
+    return None if path is None else str(Path(path).expanduser().resolve())
