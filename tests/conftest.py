@@ -22,6 +22,8 @@ def _state_unchanged() -> Iterator[None]:
     """No test may leave anything in Pyro's global store, nor change the user's settings."""
     torch.manual_seed(0)
     pyro.clear_param_store()
+    # torch.compile turns it off for good, with torch 2.7 already where an import compiles something.
+    pyro.settings.set(validate_distributions_torch=True)
     before = pyro.settings.get()
     yield
     assert not list(pyro.get_param_store().keys())
