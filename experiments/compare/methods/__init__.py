@@ -1,9 +1,9 @@
 """The methods by name: each module here declares some in `SPECS`, and to add one is to add a module."""
 
+import sys
 from collections.abc import Mapping
-from importlib import import_module
-from pkgutil import iter_modules
 
+from bayes_lora.discovery import modules_of
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.compare.method_names import read_methods
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec
@@ -16,13 +16,13 @@ def find_methods() -> dict[str, MethodSpec]:
         ConfigurationError: a module declares no method, or one of a name that another has.
     """
     specs: dict[str, MethodSpec] = {}
-    for module in iter_modules(__path__, f"{__name__}."):
-        declared = getattr(import_module(module.name), "SPECS", ())
+    for module in modules_of(sys.modules[__name__]):
+        declared = getattr(module, "SPECS", ())
         if not declared:
-            raise ConfigurationError(f"{module.name} declares no method. Write SPECS = (MethodSpec(...),) there.")
+            raise ConfigurationError(f"{module.__name__} declares no method. Write SPECS = (MethodSpec(...),) there.")
         for spec in declared:
             if spec.name in specs:
-                raise ConfigurationError(f"{module.name}: a method {spec.name!r} exists. Choose another name.")
+                raise ConfigurationError(f"{module.__name__}: a method {spec.name!r} exists. Choose another name.")
             specs[spec.name] = spec
     order = ("nothing", "point", "own")
     return {spec.name: spec for spec in sorted(specs.values(), key=lambda spec: order.index(spec.needs))}
