@@ -124,8 +124,8 @@ def test_methods_come_back_from_other_processes() -> None:
     [
         ("", r"methods\.odd declares no method\. Write SPECS = "),
         (
-            "from bayes_lora.experiments.compare.methods.swag import SPECS",
-            "methods.odd: a method 'swag' exists. Choose another name",
+            "from bayes_lora.experiments.compare.methods.blob import SPECS",
+            "methods.odd: a method 'blob' exists. Choose another name",
         ),
     ],
 )
