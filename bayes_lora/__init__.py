@@ -7,6 +7,6 @@ The core room: what a posterior over LoRA-A is. `bayes_lora.models` builds the P
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import BayesLoRAError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 """The version of this library."""
 __all__ = ["BayesLoRAError", "MonteCLoRAConfig", "__version__"]

@@ -1,7 +1,8 @@
 """The options of the posterior over LoRA-A."""
 
+import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bayes_lora.checks import require_choice, require_count, require_non_negative, require_positive
 from bayes_lora.errors import ConfigurationError
@@ -10,9 +11,28 @@ DegreesOfFreedom = Literal["rank", "in_features"] | float
 
 # The options that only one objective has, with their defaults there; None elsewhere.
 _PAPER_ONLY: dict[str, Any] = {"kl_weight": 1e-5, "cooperative_weight": 1.0}
-_ELBO_ONLY: dict[str, Any] = {"num_train_examples": None, "prior_scale": 0.1, "temperature": 1.0}
+_ELBO_ONLY: dict[str, Any] = {"num_train_examples": None, "prior_scale": 0.1, "kl_temperature": 1.0}
 
 
+_Config = TypeVar("_Config")
+
+
+def _reads_old_name(config: type[_Config]) -> type[_Config]:
+    """Takes `temperature`, as files and scripts of version 0.1 call `kl_temperature`."""
+    init: Any = config.__init__
+
+    @functools.wraps(init)
+    def renamed(self: _Config, *args: Any, **options: Any) -> None:
+        old = options.pop("temperature", None)
+        if old is not None and options.setdefault("kl_temperature", old) is not old:
+            raise ConfigurationError(f"temperature={old!r} is the old name of kl_temperature. Give one of them.")
+        init(self, *args, **options)
+
+    setattr(config, "__init__", renamed)  # noqa: B010
+    return config
+
+
+@_reads_old_name
 @dataclass(frozen=True)
 class MonteCLoRAConfig:
     """What the posterior over LoRA-A is, and which objective learns it.
@@ -35,9 +55,12 @@ class MonteCLoRAConfig:
             (the same objective, without that noise in its gradient).
         kl_weight: eta, of objective "paper" (default 1e-5).
         cooperative_weight: weight of mean_l sum_k pi_k^2, of objective "paper" (default 1).
-        num_train_examples: n, the number of training rows, required by objective "elbo".
+        num_train_examples: n, the number of training rows, of objective "elbo". Where it is None, `fit` and
+            `SVITrainer` take it from their data; elsewhere `BayesianLoRA.set_num_train_examples` sets it.
         prior_scale: standard deviation of the prior on A, of objective "elbo" (default 0.1).
-        temperature: weight of the KL in objective "elbo" (default 1, the bound itself).
+        kl_temperature: T, weight of the KL in objective "elbo" (default 1, the bound itself): what is learned is
+            the posterior proportional to p(A) prod_i p(y_i | A)^(1 / T). Not the temperature of a softmax, which is
+            that of `TemperatureScaled`. Up to version 0.1 it was called `temperature`, which is still read.
 
     Raises:
         ConfigurationError: a value outside its domain, or an option of the other objective.
@@ -63,7 +86,7 @@ class MonteCLoRAConfig:
     cooperative_weight: float | None = None
     num_train_examples: int | None = None
     prior_scale: float | None = None
-    temperature: float | None = None
+    kl_temperature: float | None = None
 
     def __post_init__(self) -> None:
         require_choice("mixture", self.mixture, ("dense", "sparse"))
@@ -89,13 +112,9 @@ class MonteCLoRAConfig:
         else:
             require_positive("sample_scale", self.sample_scale, hint="its KL is infinite at 0")
             require_positive("prior_scale", self.prior_scale)
-            require_positive("temperature", self.temperature)
-            if self.num_train_examples is None:
-                raise ConfigurationError(
-                    "objective='elbo' weighs its KL by 1 / num_train_examples: give the number of training rows, "
-                    "for example num_train_examples=len(train_dataset)."
-                )
-            require_count("num_train_examples", self.num_train_examples)
+            require_positive("kl_temperature", self.kl_temperature)
+            if self.num_train_examples is not None:
+                require_count("num_train_examples", self.num_train_examples)
             if self.sampler == "explicit" or self.num_outer_samples != 1:
                 raise ConfigurationError(
                     "objective='elbo' has one site for A itself, so it exists with sampler='collapsed' and "

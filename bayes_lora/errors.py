@@ -29,6 +29,10 @@ class LikelihoodError(BayesLoRAError, ValueError):
     """The network's outputs or the labels do not fit the likelihood."""
 
 
+class MissingExtraError(BayesLoRAError, ImportError):
+    """A part of the library needs packages that an extra installs."""
+
+
 class UnsupportedELBOError(BayesLoRAError, TypeError):
     """A Pyro ELBO or handler under which model and guide would compute something else than the objective."""
 

@@ -1,7 +1,8 @@
 """Inference: the guide, objectives, training, the posterior predictive, and the methods it is compared with."""
 
-from bayes_lora.inference.diagnostics.inference_data import to_inference_data
-from bayes_lora.inference.diagnostics.inference_data_files import load_inference_data, save_inference_data
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from bayes_lora.inference.finetuning.lora import LoRAOptions, add_lora
 from bayes_lora.inference.guides.autoguides import AutoAdapterGuide, autoguide
 from bayes_lora.inference.guides.lora_guide import LoRAGuide
@@ -39,6 +40,17 @@ from bayes_lora.metrics.classification import all_metrics, evaluate, example_los
 from bayes_lora.metrics.contrast import Contrast
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.metrics.uncertainty import out_of_distribution_auroc, risk_coverage_curve, uncertainty_scores
+
+if TYPE_CHECKING:
+    from bayes_lora.inference.diagnostics.inference_data import to_inference_data
+    from bayes_lora.inference.diagnostics.inference_data_files import load_inference_data, save_inference_data
+
+# Names of the extra `diagnostics`, by their module there; imported when first asked for.
+_DIAGNOSTICS = {
+    "to_inference_data": "inference_data",
+    "load_inference_data": "inference_data_files",
+    "save_inference_data": "inference_data_files",
+}
 
 __all__ = [
     "SWAG",
@@ -97,3 +109,9 @@ __all__ = [
     "tune_prior_precision",
     "uncertainty_scores",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DIAGNOSTICS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.diagnostics.{_DIAGNOSTICS[name]}"), name)

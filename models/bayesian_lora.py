@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -96,6 +97,8 @@ class BayesianLoRA(nn.Module):
     def forward(self, **batch: Any) -> Tensor:
         """Logits (example, class) under one draw, as a Pyro model."""
         labels = batch.pop("labels", None)
+        if labels is not None and poutine.runtime.am_i_wrapped():
+            self.sites.require_weight()
         self._announce_parameters()
         latents = self.sample_latents()
         # A factor outside inference would only make Pyro warn.
@@ -190,6 +193,17 @@ class BayesianLoRA(nn.Module):
             )
         self.sample_scale.copy_(values)
         self.sites.noise_state.exact = not values.any()
+
+    def set_num_train_examples(self, number: int) -> None:
+        """Weigh the KL of objective "elbo" by 1 / number from now on: that of the rows that training goes on with.
+
+        Rows count, each once: not steps, epochs, processes or accumulated batches.
+
+        Raises:
+            ConfigurationError: objective "paper", whose KL has no such weight, or a number below 1.
+        """
+        self.config = replace(self.config, num_train_examples=number)
+        self.sites.set_num_train_examples(number)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "BayesianLoRA":
         # Sampling stays in float32 or better where the network is cast to half precision.

@@ -6,7 +6,7 @@ when they differ: `TraceMeanField_ELBO` scales an analytic KL by the guide's sca
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import groupby
 
@@ -20,7 +20,7 @@ from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.distributions.column_normal import ColumnNormal
 from bayes_lora.distributions.wishart import Wishart, cholesky_factor
 from bayes_lora.effect_handlers import SiteHandler
-from bayes_lora.errors import UnsupportedELBOError
+from bayes_lora.errors import ConfigurationError, UnsupportedELBOError
 from bayes_lora.precision import posterior_dtype
 
 # The term of the loss that a site belongs to, by the first part of its name.
@@ -158,6 +158,24 @@ class LatentSites:
             values.append(_as_shape(self.column_site(group), value, fn.batch_shape + fn.event_shape))
         return Latents(pi, tuple(values))
 
+    def set_num_train_examples(self, number: int) -> None:
+        """Weigh the KL by 1 / number from now on."""
+        self.config = replace(self.config, num_train_examples=number)
+        self._handlers = self._make_handlers()
+
+    def require_weight(self) -> None:
+        """Raise where a loss would have a KL of unknown weight.
+
+        Raises:
+            ConfigurationError: objective "elbo" without a number of training rows.
+        """
+        if self.config.objective == "elbo" and self.config.num_train_examples is None:
+            raise ConfigurationError(
+                "objective='elbo' weighs its KL by 1 / num_train_examples, the number of training rows, which nobody "
+                "said. Train with fit or SVITrainer, which count them, or call "
+                "model.set_num_train_examples(len(train_dataset)) before your own loop."
+            )
+
     def factor_shape(self, group: AdapterGroup) -> tuple[int, ...]:
         """([outer,] adapter, [component,] rank, rank): of the covariance factors that the group's columns have."""
         return (*self.outer_shape, len(group), *self.component_shape, group.rank, group.rank)
@@ -210,7 +228,8 @@ class LatentSites:
         """Of a site's KL: eta per adapter and outer draw (and column draw); or temperature per training example."""
         config = self.config
         if config.objective == "elbo":
-            return config.temperature / config.num_train_examples  # type: ignore[operator]
+            # As long as the number of examples is not known, no loss is computed: see `require_weight`.
+            return config.kl_temperature / (config.num_train_examples or 1)  # type: ignore[operator]
         return config.kl_weight / len(self.adapters) / config.num_outer_samples  # type: ignore[operator]
 
 

@@ -19,6 +19,11 @@ class OwnSites(Classification):
         super().__init__()
         self.opens = opens
 
+    @property
+    def counts_rows(self) -> bool:
+        """Nobody knows what the callable weighs its observations by."""
+        return False
+
     def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
         """Open what the callable opens."""
         self.opens(logits, labels)

@@ -60,6 +60,14 @@ class _Backend(_DummyBackendModule):
     manual_seed_all = manual_seed
 
     @staticmethod
+    def get_rng_state() -> Tensor:
+        return torch.default_generator.get_state()
+
+    @staticmethod
+    def set_rng_state(state: Tensor) -> None:
+        torch.default_generator.set_state(state)
+
+    @staticmethod
     def is_available() -> bool:
         return True
 

@@ -15,7 +15,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 def requirements() -> list[Requirement]:
     """What the project and its extras ask for."""
     extras = [entry for extra in PROJECT["optional-dependencies"].values() for entry in extra]
-    return [Requirement(entry) for entry in [*PROJECT["dependencies"], *extras]]
+    found = [Requirement(entry) for entry in [*PROJECT["dependencies"], *extras]]
+    return [requirement for requirement in found if requirement.name != PROJECT["name"]]  # an extra may name another
 
 
 def pins(file: str) -> dict[str, Version]:

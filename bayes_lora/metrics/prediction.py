@@ -16,10 +16,17 @@ class Prediction:
     Attributes:
         logits: (sample, example, class), float32 or better, on the CPU.
         labels: (example,) where the rows had labels, else None.
+        kl_temperature: T where the draws are of a posterior proportional to p(z) prod_i p(y_i | z)^(1 / T): 1 is Bayes'
+            rule. None where they are of no such density (objective "paper", dropout, an ensemble), or nobody said.
+            Leaving rows out of a posterior takes it: see `loo_pit`.
+        joint: whether a sample is one network's logits of all rows. Where each row has draws of its own (dropout
+            masks, Laplace's "monte_carlo"), rows vary together less than they should: see `check_accuracy`.
     """
 
     logits: Tensor
     labels: Tensor | None = None
+    kl_temperature: float | None = None
+    joint: bool = True
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor | None) -> Self:

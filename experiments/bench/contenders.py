@@ -88,6 +88,20 @@ def _lora(case: Case) -> Turn:
     return _loop(network.parameters(), lambda: network(**batch).loss, case)
 
 
+def _lora_fused(case: Case) -> Turn:
+    """The plain adapter on its own loss, through the layer that the posterior's passes go through: what is left of a
+    posterior's cost when its noise, its KL and Pyro are taken away."""
+    model, _ = posterior(lora_network(case))
+    batch = make_batch(case)
+    none = [model.sites.example.new_zeros(len(group), group.rank, group.in_features) for group in model.sites.groups]
+
+    def loss() -> Tensor:
+        with model.perturbed(none):
+            return model.network(**batch).loss  # type: ignore[no-any-return]
+
+    return _loop(model.network.parameters(), loss, case)
+
+
 def peft_monteclora(num_components: int) -> Build:
     """PEFT's MonteCLoRA with its variational loss added as PEFT's documentation has it; the rest at its defaults."""
 
@@ -164,6 +178,7 @@ def fitted(run: Callable[..., Any], case: Case) -> Turn:
 
 _TRAINING = (
     Contender("lora", "PEFT LoRA", build=_lora),
+    Contender("lora_fused", "LoRA, fused layer", True, build=_lora_fused),
     Contender("peft_monteclora", "PEFT MonteCLoRA, N = 4", build=peft_monteclora(4), components=4),
     Contender("peft_monteclora_n8", "PEFT MonteCLoRA, N = 8", build=peft_monteclora(8), components=8),
     Contender("paper", "bayes_lora, paper", True, build=_bayesian(), components=4),

@@ -54,7 +54,7 @@ def objectives(*components: int) -> list[Objective]:
         for weight in (1e-5, 0.03)
         for n in components
     ]
-    return paper + [Objective("elbo", ("temperature", t), ("collapsed",), components[0]) for t in (1.0, 0.005)]
+    return paper + [Objective("elbo", ("kl_temperature", t), ("collapsed",), components[0]) for t in (1.0, 0.005)]
 
 
 @dataclass(frozen=True)

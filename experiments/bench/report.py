@@ -194,7 +194,7 @@ def gradient_rows(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for measured in found.values():
         first = measured["gradient"]
-        weight = next(f"{name} {first.case[name]}" for name in ("kl_weight", "temperature") if name in first.case)
+        weight = next(f"{name} {first.case[name]}" for name in ("kl_weight", "kl_temperature") if name in first.case)
         cells = [weight, f"{measured['kl_share'].value.median:.2g}", first.label, value_text(first)]
         for name in PARAMETERS:
             value = measured[f"variance_{name}"].value

@@ -39,6 +39,7 @@ from bayes_lora.experiments.compare.report import (
     LATEX_FILE,
     MARKDOWN_FILE,
     MINUS_FILES,
+    OVERVIEW_FILE,
     RELIABILITY_FILE,
     RESULTS_FILE,
     RISK_FILE,
@@ -49,17 +50,18 @@ from bayes_lora.experiments.compare.report import (
     write_report,
 )
 from bayes_lora.experiments.compare.running import Results, run_study
-from bayes_lora.experiments.compare.study import EvalSplit, Study
+from bayes_lora.experiments.compare.study import EvalSplit, Splits, Study, conventions_of
 from bayes_lora.experiments.runs.device import resolve_device
 from bayes_lora.inference import FitOptions
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 from bayes_lora.precision import Precision
+from bayes_lora.randomness import Seeding
 
 # The last two are what docs/comparison.md recommends, and to try.
 _DEFAULT = (
     "base_rate,map,temperature,early_stopping,lora[weight_decay=10],mc_dropout,checkpoint_ensemble,laplace,laplace_last_layer,"
-    "swag,blob,monteclora,monteclora[objective=elbo,temperature=0.01,sample_scale=0.05],"
-    "monteclora[objective=elbo,temperature=0.01,sample_scale=0.05,weight_decay=10]"
+    "swag,blob,monteclora,monteclora[objective=elbo,kl_temperature=0.01,sample_scale=0.05],"
+    "monteclora[objective=elbo,kl_temperature=0.01,sample_scale=0.05,weight_decay=10]"
 )
 # What --quick says of each option that was not typed.
 _QUICK: dict[str, Any] = {"seeds": "0", "epochs": 1, "train_rows": 200, "eval_rows": 100, "num_samples": 4}
@@ -79,6 +81,10 @@ def compare_command(
     reference: Annotated[
         str, typer.Option(help="The methods that each of the others is tested against.")
     ] = "map,temperature",
+    short: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=METHOD, repeated: the methods of overview.png, and how they are called there."),
+    ] = None,
     task: TaskOption = None,
     data_dir: DataDirOption = None,
     train_file: TrainFileOption = None,
@@ -99,10 +105,16 @@ def compare_command(
     group_by_length: Annotated[
         bool, typer.Option("--group-by-length", help="Train on batches of rows of similar length: less padding.")
     ] = False,
-    train_rows: Annotated[int | None, typer.Option(help="Use the first N training rows only.")] = None,
+    train_rows: Annotated[int | None, typer.Option(help="Use so many of the training rows.")] = None,
     held_out: Annotated[
         float, typer.Option(help="Part of these that nothing is trained on: temperatures and scales are chosen there.")
     ] = 0.1,
+    splits: Annotated[
+        Splits, typer.Option(help="per_seed: rows to train on and to choose by differ by seed; shared: they do not.")
+    ] = "per_seed",
+    seeding: Annotated[
+        Seeding, typer.Option(help="separate: head, adapters and order of rows are independent; shared: as in 0.1.")
+    ] = "separate",
     eval_split: Annotated[
         EvalSplit, typer.Option(help="validation, or held_out to choose settings without looking at it.")
     ] = "validation",
@@ -130,11 +142,14 @@ def compare_command(
     What one method has trained, those that start from it share. It can be stopped at any time: the same command goes
     on with it.
     """
-    given = dict(context.params)
-    if quick:
-        given |= {name: value for name, value in _QUICK.items() if name not in typed(context)}
+    given = dict(context.params) | {
+        name: value
+        for name, value in {**(_QUICK if quick else {}), **conventions_of(out)}.items()
+        if name not in typed(context)
+    }
     wanted = parse_methods(methods)
     against = _references(reference, wanted, typed(context))
+    shown = _short_names(short or [], wanted)
     # Beside rows of one's own it is the folder of the task outside.
     of_task = None if train_file and outside else data_dir
     study = Study(
@@ -149,11 +164,13 @@ def compare_command(
             learning_rate=lr,
             precision=precision,
             group_by_length=group_by_length,
+            seeding=given["seeding"],
         ),
         seeds=seed_numbers(given["seeds"]),
         num_samples=given["num_samples"],
         train_rows=given["train_rows"],
         held_out=held_out,
+        splits=given["splits"],
         eval_split=eval_split,
         eval_rows=given["eval_rows"],
         max_length=max_length,
@@ -162,13 +179,14 @@ def compare_command(
     place = resolve_device(device)
     results = run_study(study, wanted, out, console=console, workers=workers, max_hours=max_hours, device=place)
     with console.status("Tables, tests and figures"):
-        found = write_report(results, against)
+        found = write_report(results, against, shown)
     if as_json:
         print(json.dumps(_as_json(results, found), allow_nan=False))
         raise typer.Exit(1 if results.failed else 0)
     if found:
         _print(found)
-        files = (RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SIGNIFICANCE_FILE, RELIABILITY_FILE, RISK_FILE, MINUS_FILES)
+        tables = (RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SIGNIFICANCE_FILE)
+        files = (*tables, OVERVIEW_FILE, RELIABILITY_FILE, RISK_FILE, MINUS_FILES)
         say(f"In {out}: {', '.join(path.name for name in files for path in sorted(out.glob(name)))}.")
     if results.missing:
         say(f"{len(results.missing)} of {len(wanted) * len(study.seeds)} jobs are left: the same command goes on.")
@@ -189,6 +207,22 @@ def _references(text: str, methods: Sequence[Method], typed_options: Mapping[str
             f"--reference {text!r} must be some of the --methods that are compared. Name one of them, or more."
         )
     return known
+
+
+def _short_names(texts: Sequence[str], methods: Sequence[Method]) -> dict[Method, str]:
+    """What each --short says.
+
+    Raises:
+        ConfigurationError: no name, or not one of the methods that are compared.
+    """
+    found = {}
+    for text in texts:
+        name, _, written = (part.strip() for part in text.partition("="))
+        method = parse_methods(written)[0] if name and written else None
+        if method is None or method not in methods:
+            raise ConfigurationError(f"--short {text!r} must be NAME=METHOD, with one of the --methods.")
+        found[method] = name
+    return found
 
 
 def _print(found: Scores) -> None:

@@ -1,6 +1,7 @@
 """`bayes-lora fit`: one posterior, fitted, evaluated and saved."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +33,7 @@ from bayes_lora.experiments.command_line.options import (
     rows_source,
     typed,
 )
+from bayes_lora.experiments.compare.method_names import read_pairs
 from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter
 from bayes_lora.experiments.runs.device import resolve_device
 from bayes_lora.experiments.runs.run_config import FIT_METHODS, RunConfig
@@ -40,15 +42,21 @@ from bayes_lora.experiments.tasks.sources import RowsSource
 from bayes_lora.experiments.tasks.tasks import TaskRows
 from bayes_lora.inference import FitOptions
 from bayes_lora.inference.finetuning.lora import LoRAOptions
+from bayes_lora.inference.guides.lora_guide import guide_kinds
+from bayes_lora.inference.storage.posterior_files import SavedKind
+from bayes_lora.inference.training.fit_options import WeightDecayOf
 from bayes_lora.inference.training.scale_schedule import ScaleScheduleKind
 
 # Options that MonteCLoRAConfig has under the same name, and that need no reading.
 _OF_POSTERIOR = (
     *("num_components", "num_outer_samples", "sample_scale", "prior_concentration", "sampler", "objective"),
-    *("normal_kl", "kl_weight", "cooperative_weight", "prior_scale", "temperature"),
+    *("normal_kl", "kl_weight", "cooperative_weight", "prior_scale", "kl_temperature"),
 )
 # Options of the network and its training, which a post hoc fit leaves alone.
-_OF_NETWORK = ("rank", "lora_alpha", "lora_dropout", "targets", "lr", "weight_decay", "two_phase")
+_OF_NETWORK = ("rank", "lora_alpha", "lora_dropout", "targets", "lr", "weight_decay", "weight_decay_of", "two_phase")
+
+
+_GUIDE = re.compile(r"(?P<kind>\w+)(\[(?P<settings>[^\[\]]*)\])?")
 
 
 def fit_command(
@@ -67,6 +75,13 @@ def fit_command(
     task_type: TaskTypeOption = "classification",
     base_model: BaseModelOption = "minilm",
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(FIT_METHODS)}.")] = "monteclora",
+    guide: Annotated[
+        str,
+        typer.Option(
+            help=f"Family of posterior, with --objective elbo: {', '.join(guide_kinds())}; settings in brackets, as "
+            "in autoguide\\[autoguide=AutoLowRankMultivariateNormal,rank=8]."
+        ),
+    ] = "monteclora",
     adapter: Annotated[
         Path | None, typer.Option(help="Folder of a trained PEFT LoRA adapter, for --method monteclora_posthoc.")
     ] = None,
@@ -74,6 +89,9 @@ def fit_command(
     lr: Annotated[float, typer.Option(help="Peak learning rate of the mean, LoRA-B and the head.")] = 3e-4,
     posterior_lr: Annotated[float, typer.Option(help="Peak learning rate of log alpha and log v.")] = 1e-2,
     weight_decay: Annotated[float, typer.Option(help="Of the network's trained parameters.")] = 0.0,
+    weight_decay_of: Annotated[
+        WeightDecayOf, typer.Option(help="all, or b_and_head: all but LoRA-A, which has the prior of objective elbo.")
+    ] = "all",
     batch_size: BatchSizeOption = 32,
     two_phase: Annotated[
         bool, typer.Option("--two-phase", help="First half of the steps: the network; second: the posterior.")
@@ -106,7 +124,14 @@ def fit_command(
     kl_weight: Annotated[float | None, typer.Option(help="Eta, of objective paper.")] = None,
     cooperative_weight: Annotated[float | None, typer.Option(help="Of objective paper.")] = None,
     prior_scale: Annotated[float | None, typer.Option(help="Standard deviation on A, of objective elbo.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Weight of the KL, of objective elbo.")] = None,
+    kl_temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--kl-temperature",
+            "--temperature",
+            help="Weight of the KL, of objective elbo; --temperature is its old name.",
+        ),
+    ] = None,
     num_samples: Annotated[int, typer.Option(help="Posterior draws of the evaluation.")] = 32,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -155,6 +180,7 @@ def run_config(context: typer.Context, source: RowsSource, rows: TaskRows) -> Ru
     base_model = given["base_model"]
     if adapter is not None and "base_model" not in typed(context):
         base_model = adapter.base_model or base_model
+    guide = _guide(context)
     posterior = MonteCLoRAConfig(
         **{name: given[name] for name in _OF_POSTERIOR},
         init_concentration=_number_or("--init-concentration", given["init_concentration"], "random"),
@@ -168,6 +194,7 @@ def run_config(context: typer.Context, source: RowsSource, rows: TaskRows) -> Ru
         learning_rate=given["lr"],
         posterior_learning_rate=given["posterior_lr"],
         weight_decay=given["weight_decay"],
+        weight_decay_of=given["weight_decay_of"],
         seed=given["seed"],
         save_every=given["save_every"],
         phases="posterior" if adapter else "means_then_posterior" if given["two_phase"] else "joint",
@@ -183,11 +210,34 @@ def run_config(context: typer.Context, source: RowsSource, rows: TaskRows) -> Ru
         method=method,
         lora=adapter or lora,
         posterior=posterior,
+        guide=guide,
         training=training,
         num_samples=given["num_samples"],
         max_length=given["max_length"],
         source=source,
     )
+
+
+def _guide(context: typer.Context) -> SavedKind:
+    """What --guide says.
+
+    Raises:
+        ConfigurationError: it is not understood, there is none of that kind, or an option does nothing under it.
+    """
+    written = context.params["guide"]
+    match = _GUIDE.fullmatch(written)
+    if match is None or match["kind"] not in guide_kinds():
+        raise ConfigurationError(
+            f"--guide {written!r}: the guides are {', '.join(guide_kinds())}; write name, or name[setting=value,...]."
+        )
+    kind = guide_kinds()[match["kind"]]
+    idle = [option for name, option in typed(context).items() if name in kind.unused_options]
+    if idle:
+        raise ConfigurationError(
+            f"--guide {match['kind']} does not use what {', '.join(idle)} says. Drop it, or take --guide monteclora."
+        )
+    settings = {name: value for _, name, value in read_pairs(match["settings"] or "")}
+    return SavedKind(match["kind"], settings)
 
 
 def require_alone(context: typer.Context, name: str, *besides: str) -> None:

@@ -21,7 +21,7 @@ from bayes_lora.inference.finetuning.lora import add_lora
 from bayes_lora.inference.finetuning.point_files import DESCRIPTION_FILE, load_trained, save_trained
 from bayes_lora.inference.finetuning.point_networks import PointNetwork, Way, fit_point, make_network
 from bayes_lora.precision import mixed_precision
-from bayes_lora.randomness import seeded
+from bayes_lora.randomness import Part, seeded
 
 POINT, CHECKPOINTS = "map", "checkpoints"
 _TRAINED = "trained"
@@ -83,7 +83,7 @@ class Fitting:
 
     def base(self, seed: int) -> BaseModel:
         """The base model on the CPU, with the head of this seed."""
-        with seeded(seed, CPU):
+        with seeded(self.study.options(seed).seed_of(Part.HEAD), CPU):
             return load_base_model(self.study.base_model, self.label_names)
 
     def place(self, name: str, seed: int) -> Path:
@@ -108,7 +108,7 @@ class Fitting:
     def new_lora(self, seed: int) -> Any:
         """The base model with new adapters, both of this seed, on the CPU."""
         base = self.base(seed)
-        with seeded(seed, CPU):
+        with seeded(self.study.options(seed).seed_of(Part.ADAPTERS), CPU):
             return add_lora(base.network, base.new_modules, self.study.lora)
 
     def train(self, fitting: Callable[..., FitResult], folder: Path, options: FitOptions) -> Cost:
@@ -144,9 +144,10 @@ class Fitting:
             point = load_trained(base.network, folder / _TRAINED)
             point.network.to(self.device)
             return point, Cost.read(folder)
-        point = make_network(way, base.network, base.new_modules, self.study.lora, seed=seed)
-        point.network.to(self.device)
         options = self.study.options(seed, **changes)
+        start = options.seed_of(Part.ADAPTERS)
+        point = make_network(way, base.network, base.new_modules, self.study.lora, seed=start)
+        point.network.to(self.device)
         if keep_checkpoints:
             options = replace(options, save_every=self.checkpoint_every(options), keep_checkpoints=None)
         cost = self.train(partial(fit_point, point), folder, options)

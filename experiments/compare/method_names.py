@@ -1,7 +1,7 @@
 """Methods as people write them: `name[option=value,...]+suffix`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -59,16 +59,23 @@ def _check_suffixes(written: str, spec: MethodSpec, suffixes: list[str]) -> None
 
 def _options(written: str, spec: MethodSpec, text: str) -> tuple[tuple[str, Any], ...]:
     found: dict[str, Any] = {}
-    for pair in filter(None, (part.strip() for part in text.split(","))):
-        option, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or not value or option not in spec.option_names:
+    for pair, option, value in read_pairs(text):
+        known = spec.option_named(option)
+        if value is None or known is None:
             takes = ", ".join(spec.option_names) or "none"
             raise ConfigurationError(
                 f"--methods: {written!r}: {pair!r} is no option of {spec.name}. Its options are: {takes}; write "
                 "name=value."
             )
-        found[option] = _value(value)
+        found[known.name] = value
     return tuple((option, found[option]) for option in spec.option_names if option in found)
+
+
+def read_pairs(text: str) -> Iterator[tuple[str, str, Any]]:
+    """Each `name=value` between commas: as it is written, its name, and its value, None where it has none."""
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (part.strip() for part in pair.partition("="))
+        yield pair, name, _value(value) if value else None
 
 
 def _value(text: str) -> Any:

@@ -33,6 +33,7 @@ class Option:
         check: called with a name for messages and the value, and raises ConfigurationError; None where what the option
             configures, `FitOptions` for one, has checks of its own, which the method's `check` calls.
         shown: what people read as its default, where that is no value of its own: "--epochs".
+        old_name: what it was called, which is still read, and still names the folders of what was trained with it.
         of: "training" where it changes what is trained or fitted, "prediction" where only how to predict with that:
             methods that differ in nothing else share one training.
     """
@@ -41,6 +42,7 @@ class Option:
     default: Any = None
     check: Callable[[str, Any], None] | None = None
     shown: str = ""
+    old_name: str = ""
     of: Literal["training", "prediction"] = "training"
 
     @property
@@ -101,6 +103,15 @@ def _accept(fitting: Fitting, method: "Method") -> None:
     """The check of a method whose options need no other than their own."""
 
 
+def _never(method: "Method") -> bool:
+    return False
+
+
+def always(method: "Method") -> bool:
+    """`MethodSpec.chooses` of one that does, whatever its options are."""
+    return True
+
+
 @dataclass(frozen=True, eq=False)
 class MethodSpec:
     """Everything that the parser, the help, the docs, the schedule and the tests know of a method.
@@ -120,6 +131,7 @@ class MethodSpec:
         samples: of a prediction.
         any_batches: whether predictions are the same in whatever batches the rows come.
         has_noise: whether it is a trained posterior, with which `+calibrated` and `+mean` go.
+        chooses: whether a method of this spec chooses something by the held-out rows, beyond `+calibrated`.
         check: raises ConfigurationError where its options cannot have the values they have, before anything is
             trained; what it returns is not used.
         stands_for: where no options are given, it is another name of this.
@@ -137,6 +149,7 @@ class MethodSpec:
     samples: Samples = "draws"
     any_batches: bool = True
     has_noise: bool = False
+    chooses: Callable[["Method"], bool] = _never
     check: Callable[[Fitting, "Method"], object] = _accept
     stands_for: str = ""
     tempered_name: str = ""
@@ -151,6 +164,10 @@ class MethodSpec:
     def option_names(self) -> tuple[str, ...]:
         """In their order."""
         return tuple(option.name for option in self.options)
+
+    def option_named(self, written: str) -> Option | None:
+        """The option of this name, or of this old name."""
+        return next((option for option in self.options if written in (option.name, option.old_name)), None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; functions are left out."""
@@ -169,6 +186,8 @@ class Method:
         calibrated: the scale of the noise is chosen on held-out rows after training (`calibrate_scale`).
         at_mean: predictions are made once at the posterior's mean, without draws.
         tempered: a temperature chosen on held-out rows is applied to the mean probabilities.
+        halved: what it chooses by held-out rows it chooses by one half of them, so that a temperature can be chosen by
+            the other: chosen by rows that were chosen by already, it would be too low.
     """
 
     spec: MethodSpec
@@ -176,6 +195,7 @@ class Method:
     calibrated: bool = False
     at_mean: bool = False
     tempered: bool = False
+    halved: bool = False
 
     @property
     def name(self) -> str:
@@ -187,24 +207,32 @@ class Method:
         """As it is written, and as tables have it."""
         if self.spec.tempered_name and self == Method(self.spec, tempered=True):
             return self.spec.tempered_name
-        options = ",".join(f"{name}={value}" for name, value in self.options)
+        return self._written({})
+
+    def _written(self, renamed: Mapping[str, str]) -> str:
+        options = ",".join(f"{renamed.get(name, name)}={value}" for name, value in self.options)
         return (
             self.name
             + (f"[{options}]" if options else "")
             + ("+calibrated" if self.calibrated else "")
             + ("+mean" if self.at_mean else "")
             + ("+temperature" if self.tempered else "")
+            + ("+halved" if self.halved else "")
         )
 
     @property
     def folder(self) -> str:
         """A folder name for it, different for different methods."""
-        return _WITHOUT_BRACKETS.sub("_", self.label).replace("_+", "+").rstrip("_")
+        old = {option.name: option.old_name for option in self.spec.options if option.old_name}
+        label = self._written(old) if self.options else self.label
+        return _WITHOUT_BRACKETS.sub("_", label).replace("_+", "+").rstrip("_")
 
     @property
     def untempered(self) -> "Method":
-        """The method without its temperature."""
-        return replace(self, tempered=False)
+        """The method whose predictions a temperature is applied to; without one, itself."""
+        if not self.tempered:
+            return self
+        return replace(self, tempered=False, halved=self.calibrated or self.spec.chooses(self))
 
     @property
     def training(self) -> "Method":

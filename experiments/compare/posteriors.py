@@ -20,7 +20,7 @@ from bayes_lora.inference import (
     save_posterior,
 )
 from bayes_lora.models import BayesianLoRA
-from bayes_lora.randomness import seeded
+from bayes_lora.randomness import Part, seeded
 
 
 def posterior_config(fitting: Fitting, method: Method, **fixed: Any) -> MonteCLoRAConfig:
@@ -53,10 +53,10 @@ def fit_posterior(
     if (folder / "posterior").is_dir():
         model, guide = load_posterior(fitting.base(seed).network, folder / "posterior")
         return model.to(fitting.device), guide.to(fitting.device), Cost.read(folder)
-    with seeded(seed, CPU):
+    options = fitting.study.options(seed, **{**changes, **method.values_of(FitOptions)})
+    with seeded(options.seed_of(Part.GUIDE), CPU):
         model = BayesianLoRA(network(), config).to(fitting.device)
         guide = MonteCLoRAGuide(model)
-    options = fitting.study.options(seed, **{**changes, **method.values_of(FitOptions)})
     cost = fitting.train(partial(fit, model, guide), folder, options)
     save_posterior(model, guide, folder / "posterior")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

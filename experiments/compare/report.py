@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
 from bayes_lora.experiments.compare.significance import Differences, significance
+from bayes_lora.experiments.compare.study import Splits
 from bayes_lora.experiments.reports import plots
 from bayes_lora.experiments.reports.page import png
 from bayes_lora.files import write_file
@@ -24,6 +27,7 @@ from bayes_lora.metrics.uncertainty import risk_coverage_curve, uncertainty_scor
 RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"
 MARKDOWN_FILE, LATEX_FILE = "table.md", "table.tex"
 RELIABILITY_FILE, RISK_FILE, MINUS_FILES = "reliability.png", "risk_coverage.png", "minus_*.png"
+OVERVIEW_FILE = "overview.png"
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ COLUMNS = (
     Column("ece", "ECE %", 100, 1, False),
     Column("brier", "Brier", 1, 3, False),
     Column("misclassification_auroc_entropy", "AUROC error", 1, 3, True),
-    Column("ood_auroc_entropy", "AUROC outside", 1, 3, True),
+    Column("ood_auroc_entropy", "AUROC OOD", 1, 3, True),
     Column("aurc", "AURC", 1, 3, False),
     Column("selective_accuracy_80", "acc. at 80 %", 100, 1, True),
     Column("train_seconds", "train s", 1, 0, None),
@@ -73,26 +77,44 @@ def scores(results: Results) -> Scores:
     return found
 
 
-def write_report(results: Results, references: Sequence[Method]) -> Scores:
+def write_report(
+    results: Results, references: Sequence[Method], short: Mapping[Method, str] = MappingProxyType({})
+) -> Scores:
     """Write every table and figure into the study's folder; returns the numbers behind them.
 
     Args:
         results: of the study.
         references: the methods that all others are tested against.
+        short: names of methods in the overview, which then has these alone, in their order.
     """
     found, folder = scores(results), results.folder
     if not found:
         return found
     write_file(folder / RESULTS_FILE, _csv(_long_rows(results, found)))
     differences = significance(results, references)
-    write_file(folder / MARKDOWN_FILE, (markdown(found) + markdown_differences(differences)).encode())
+    tables = markdown(found) + "\n" + over_seeds(results.splits) + "\n" + markdown_differences(differences)
+    write_file(folder / MARKDOWN_FILE, tables.encode())
     write_file(folder / LATEX_FILE, latex(found).encode())
     (folder / SIGNIFICANCE_FILE).unlink(missing_ok=True)  # it may be about other references
     if differences:
         write_file(folder / SIGNIFICANCE_FILE, _csv(_difference_rows(differences)))
     _draw(results, found, folder)
+    _draw_overview(found, folder, short)
     _draw_differences(differences, folder)
     return found
+
+
+def over_seeds(splits: Splits) -> str:
+    """What a standard error or an interval over seeds contains, in words."""
+    if splits == "shared":
+        return (
+            "Over seeds is over initializations, orders of rows and draws. All seeds have the same training and "
+            "held-out rows: what other ones would give, and what they would choose, is in no interval."
+        )
+    return (
+        "Over seeds is over training and held-out rows, what is chosen by them, initializations, orders of rows and "
+        "draws. The rows that are predicted are the same."
+    )
 
 
 def markdown(found: Scores) -> str:
@@ -231,6 +253,27 @@ def _draw(results: Results, found: Scores, folder: Path) -> None:
         curves[method.label] = risks[0][0], torch.stack([risk for _, risk in risks]).mean(0)
     write_file(folder / RELIABILITY_FILE, png(plots.reliability_panels(probs)))
     write_file(folder / RISK_FILE, png(plots.risk_coverage(curves)))
+
+
+def _draw_overview(found: Scores, folder: Path, short: Mapping[Method, str]) -> None:
+    """The metrics that a posterior is for, with 95 % intervals over seeds (Student's t)."""
+    columns = [column for column in present(found) if column.metric in ("nll", "ood_auroc_entropy")]
+    named = {method: short.get(method, method.label) for method in (short or found) if method in found}
+    panels = {
+        column.title: {
+            name: _interval([column.factor * numbers[column.metric] for numbers in found[method].values()])
+            for method, name in named.items()
+        }
+        for column in columns
+    }
+    figure = plots.overview(panels, {column.title: bool(column.higher_is_better) for column in columns})
+    write_file(folder / OVERVIEW_FILE, png(figure))
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half of the 95 % interval over seeds."""
+    mean, error = mean_and_standard_error(values)
+    return mean, error * float(student.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.nan
 
 
 def _draw_differences(differences: Differences, folder: Path) -> None:

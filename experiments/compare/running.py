@@ -19,7 +19,7 @@ from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.point_estimate import POINT_ESTIMATE
 from bayes_lora.experiments.compare.schedule import stages, with_bases
-from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows
+from bayes_lora.experiments.compare.study import EncodedRows, Splits, Study, StudyRows
 from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.experiments.runs.parallel import in_parallel
@@ -41,7 +41,8 @@ class Results:
         folder: the study's.
         methods: in the order in which they were asked for.
         seeds: of the study.
-        with_outside: whether there are rows from outside.
+        with_outside: whether there are out-of-distribution rows.
+        splits: whether seeds differ in the rows that they train on and choose by, see `Study`.
         failed: what went wrong with a method under a seed, in this process.
     """
 
@@ -49,6 +50,7 @@ class Results:
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     with_outside: bool
+    splits: Splits = "per_seed"
     failed: dict[tuple[Method, int], str] = field(default_factory=dict)
 
     def path(self, method: Method, seed: int, part: str) -> Path:
@@ -116,16 +118,19 @@ def run_study(
     require_count("workers", workers)
     rows = study.load()
     # Seeds may be added: what is there stays as good as it was.
-    open_study(folder, {**study.to_json(), "rows": rows.checksum()}, growing=("seeds",))
-    results = Results(folder, tuple(methods), study.seeds, rows.outside is not None)
+    open_study(folder, {**study.to_json(), "rows": study.checksum(rows)}, growing=("seeds",))
+    results = Results(folder, tuple(methods), study.seeds, rows.outside is not None, study.splits)
     wanted = [
-        (method, seed) for seed in study.seeds for method in with_bases(methods) if not results.is_done(method, seed)
+        (method, seed)
+        for seed in study.seeds
+        for method in with_bases([method for method in methods if not results.is_done(method, seed)])
+        if not results.is_done(method, seed)
     ]
     with only_one(folder):
         if wanted:
             bench = _Bench.of(study, rows, folder, console if workers == 1 else None, device)
             for method, _ in wanted:
-                method.check(bench.fitting)
+                method.check(bench.fitting(study.seeds[0]))
             until = math.inf if max_hours is None else time.time() + 3600 * max_hours
             _work_through(bench, results, wanted, workers, until, console)
         for method, seed in results.missing:
@@ -145,11 +150,13 @@ def _work_through(
     until: float,
     console: Console,
 ) -> None:
-    session, finished = Session.start(results.folder, device=str(bench.fitting.device)), 0
+    session, finished = Session.start(results.folder, device=str(bench.device)), 0
 
     def is_left(method: Method, seed: int) -> bool:
         # The others of the second stage would each train the network of a point estimate that is not there.
-        return not results.is_done(method, seed) or (method == POINT_ESTIMATE and not bench.fitting.has_point(seed))
+        return not results.is_done(method, seed) or (
+            method == POINT_ESTIMATE and not bench.fitting(seed).has_point(seed)
+        )
 
     left = [
         [(seed, [method for method in chain if is_left(method, seed)]) for seed, chain in stage]
@@ -171,29 +178,47 @@ def _work_through(
 
 @dataclass(frozen=True)
 class _Bench:
-    """What the jobs of one process share."""
+    """What the jobs of one process share.
+
+    Attributes:
+        study, rows: of all methods and seeds.
+        tokenizer: of the base model.
+        folder: where is kept what is trained.
+        console: for progress bars.
+        device: where networks train and predict.
+        parts: rows that are the same for every seed, by part: name of the task, split, rows.
+    """
 
     study: Study
-    fitting: Fitting
-    parts: Mapping[str, tuple[str, str, EncodedRows]]  # by part: name of the task, split, rows
+    rows: StudyRows
+    tokenizer: Any
+    folder: Path
+    console: Console | None
+    device: torch.device
+    parts: Mapping[str, tuple[str, str, EncodedRows]]
+    _fittings: dict[int, Fitting] = field(default_factory=dict)
 
     @classmethod
     def of(cls, study: Study, rows: StudyRows, folder: Path, console: Console | None, device: torch.device) -> "_Bench":
         tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
-        fit, held_out, evaluated = (
-            EncodedRows.of(rows.task, part, tokenizer, study) for part in (rows.fit, rows.held_out, rows.evaluated)
-        )
-        parts = {
-            HELD_OUT: (rows.task.name, "held_out", held_out),
-            EVALUATED: (rows.task.name, study.eval_split, evaluated),
-        }
+        evaluated = EncodedRows.of(rows.task, rows.evaluated, tokenizer, study)
+        parts = {EVALUATED: (rows.task.name, str(study.eval_split), evaluated)}
         if rows.outside is not None:
             task = rows.outside.task
             found = EncodedRows.of(task, rows.outside.validation, tokenizer, study, labelled=False)
             parts[OUTSIDE] = (task.name, "validation", found)
         shown = console if console is not None and console.is_terminal else None
-        fitting = Fitting(study, rows.task.label_names, fit, held_out, folder / _TRAINED, shown, device)
-        return cls(study, fitting, parts)
+        return cls(study, rows, tokenizer, folder / _TRAINED, shown, device, parts)
+
+    def fitting(self, seed: int) -> Fitting:
+        """What trains on the rows of a seed."""
+        key = 0 if self.study.splits == "shared" else seed
+        if key not in self._fittings:
+            task, parts = self.rows.task, self.study.split(self.rows, key)
+            fit, held_out = (EncodedRows.of(task, part, self.tokenizer, self.study) for part in parts)
+            made = Fitting(self.study, task.label_names, fit, held_out, self.folder, self.console, self.device)
+            self._fittings[key] = made
+        return self._fittings[key]
 
     def attempt(
         self, results: Results, seed: int, methods: Sequence[Method], until: float
@@ -215,10 +240,18 @@ class _Bench:
 
     def _do(self, results: Results, method: Method, seed: int) -> None:
         """Train what is to be trained, predict every part of the rows, store the predictions."""
-        fitted = method.build(self.fitting, seed)
+        fitting = self.fitting(seed)
+        tempered_on = fitting.held_out
+        if method.halved:
+            choosing, tempered_on = tempered_on.halves()
+            fitting = replace(fitting, held_out=choosing)
+        fitted = method.build(fitting, seed)
         stored = {}
-        for part, (task, split, rows) in self.parts.items():
-            with Measured() as predicting, self.fitting.precision():
+        for part, (task, split, rows) in {
+            **self.parts,
+            HELD_OUT: (self.rows.task.name, "held_out", tempered_on),
+        }.items():
+            with Measured() as predicting, fitting.precision():
                 prediction = fitted.predictor(rows.loader(), num_samples=self.study.num_samples, seed=seed)
             if not torch.isfinite(prediction.logits).all():
                 raise DataError(

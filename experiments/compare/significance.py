@@ -26,7 +26,8 @@ def significance(results: Results, references: Sequence[Method]) -> Differences:
     """Paired bootstrap over examples: each method minus each reference, on the same rows and seeds.
 
     Of the metrics that are means over rows, and of the areas: under the risk-coverage curve, and of the detection of
-    errors and of rows from outside. Rows and rows from outside are drawn apart, as many of each as there are.
+    errors and of out-of-distribution rows. Rows and out-of-distribution rows are drawn apart, as many of each as there
+    are.
     """
     judged: dict[tuple[Method, int], _Judged] = {}
     for of in results.methods:

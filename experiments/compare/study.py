@@ -1,7 +1,7 @@
 """What all methods of a comparison share: rows, base model, training and seeds."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +14,23 @@ from transformers import PreTrainedTokenizerBase
 from bayes_lora.checks import require_choice, require_count, require_fraction, require_seed
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.experiments.rows.rows import Row
+from bayes_lora.experiments.runs.study_folder import STUDY_FILE
 from bayes_lora.experiments.tasks.encoding import encode
 from bayes_lora.experiments.tasks.sources import RowsSource, digest
 from bayes_lora.experiments.tasks.tasks import Task, TaskRows, load_task
+from bayes_lora.files import read_json
 from bayes_lora.inference import FitOptions, Prediction
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 from bayes_lora.inference.storage.predictions import row_id
+from bayes_lora.randomness import Part
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 EvalSplit = Literal["validation", "held_out"]
+Splits = Literal["per_seed", "shared"]
+# What studies of version 0.1 did, and do not say.
+BEFORE: Mapping[str, str] = {"splits": "shared", "seeding": "shared"}
 _SCHEMA_VERSION = 1
 
 
@@ -42,12 +48,15 @@ class Study:
             place of its `seed`. Its precision is also that of predictions, but for Laplace's, which are exact.
         seeds: of head, adapters, order of rows, dropout and draws.
         num_samples: posterior draws of a prediction.
-        train_rows: the first so many rows of the training split; None takes all.
+        train_rows: so many rows of the training split; None takes all.
         held_out: part of those rows on which nothing is trained: temperatures and scales are chosen there.
+        splits: "per_seed", each seed has its own held-out rows and, with `train_rows`, its own training rows, drawn
+            from all; "shared", all seeds have the same ones, with `train_rows` the first.
         eval_split: the rows that the tables are about: "validation", or "held_out" to choose settings without looking
             at the validation rows: then half of the held-out rows are for the tables, and half for what is chosen,
-            and the rows from outside are of the other task's training split, as many as its validation split has.
-        eval_rows: the first so many of these, and of the rows from outside; None takes all.
+            and the out-of-distribution rows are of the other task's training split, as many as its validation split
+            has.
+        eval_rows: the first so many of these, and of the out-of-distribution rows; None takes all.
         max_length: tokens per row; None takes the task's.
 
     Raises:
@@ -64,6 +73,7 @@ class Study:
     num_samples: int = 16
     train_rows: int | None = None
     held_out: float = 0.1
+    splits: Splits = "per_seed"
     eval_split: EvalSplit = "validation"
     eval_rows: int | None = None
     max_length: int | None = None
@@ -84,6 +94,7 @@ class Study:
             require_seed("seeds", seed)
         require_count("num_samples", self.num_samples)
         require_fraction("held_out", self.held_out)
+        require_choice("splits", self.splits, get_args(Splits))
         require_choice("eval_split", self.eval_split, get_args(EvalSplit))
         for name in ("train_rows", "eval_rows"):
             if getattr(self, name) is not None:
@@ -100,14 +111,14 @@ class Study:
             TaskError, DataError: see `RowsSource.load`; or a class that the rows taken do not have.
         """
         rows = self.source.load()
-        column, known = rows.task.label_column, rows.train[: self.train_rows]
-        _require_classes("--train-rows", rows.train, known, column)
-        fit, held_out = rows.task.family.hold_out(
-            known, column, Path(self.source.train_file or rows.task.name), fraction=self.held_out
-        )
-        evaluated = rows.validation
-        if self.eval_split == "held_out":  # what is chosen on some of these rows is not judged by them
-            held_out, evaluated = rows.task.family.hold_out(held_out, column, Path(rows.task.name), fraction=0.5)
+        column, known, evaluated = rows.task.label_column, rows.train, rows.validation
+        if self.splits == "shared":
+            known = rows.train[: self.train_rows]
+            _require_classes("--train-rows", rows.train, known, column)
+        if self.eval_split == "held_out" and self.splits == "shared":
+            evaluated = self._hold_out(rows.task, self._hold_out(rows.task, known, self.held_out)[1], 0.5)[1]
+        elif self.eval_split == "held_out":
+            known, evaluated = self._hold_out(rows.task, known, self.held_out / 2 * self._share_taken(known))
         _require_classes("--eval-rows", evaluated, evaluated[: self.eval_rows], column)
         outside = None
         if self.outside is not None:
@@ -115,14 +126,62 @@ class Study:
             # Those that settings are chosen by are not those that the choice is judged by, here too.
             foreign = found.validation if self.eval_split == "validation" else found.train[: len(found.validation)]
             outside = replace(found, train=[], validation=foreign[: self.eval_rows])
-        return StudyRows(rows.task, fit, held_out, evaluated[: self.eval_rows], outside)
+        return StudyRows(rows.task, known, evaluated[: self.eval_rows], outside)
+
+    def split(self, rows: "StudyRows", seed: int) -> tuple[list[Row], list[Row]]:
+        """(rows to train on, rows to choose by) of a seed; what was left out of `load` is in neither.
+
+        Raises:
+            DataError: too few rows for every class to be in both.
+        """
+        if self.splits == "shared":
+            fit, held_out = self._hold_out(rows.task, rows.train, self.held_out)
+            return fit, self._hold_out(rows.task, held_out, 0.5)[0] if self.eval_split == "held_out" else held_out
+        known, fraction, start = rows.train, self.held_out, Part.SPLIT.seed(seed)
+        if self.eval_split == "held_out":  # of which a half has been taken
+            fraction = fraction / (2 - fraction)
+        share = self._share_taken(known)
+        if share < 1:
+            known = self._hold_out(rows.task, known, share, start)[1]
+        return self._hold_out(rows.task, known, fraction, start)
+
+    def checksum(self, rows: "StudyRows") -> str:
+        """Of all rows, by which a resumed study knows that they are still the same."""
+        shared = self.splits == "shared"
+        known = TaskRows(rows.task, *(self.split(rows, 0) if shared else (rows.train, [])))
+        parts = [known, TaskRows(rows.task, rows.evaluated, []), *([rows.outside] if rows.outside else [])]
+        return "-".join(digest(part)[:16] for part in parts)
+
+    def _share_taken(self, rows: Sequence[Row]) -> float:
+        # Half a row less, since parts are rounded up to whole rows.
+        return 1.0 if self.train_rows is None else min(1.0, (self.train_rows - 0.5) / len(rows))
+
+    def _hold_out(self, task: Task, rows: Sequence[Row], fraction: float, seed: int = 0) -> tuple[list[Row], list[Row]]:
+        path = Path(self.source.train_file or task.name)
+        return task.family.hold_out(rows, task.label_column, path, fraction=fraction, seed=seed)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the places of the rows on this machine: what they are, their checksum says."""
         found = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
         # The only type that can be compared, which is not written, so that studies from before there were types go on.
         del found["source"]["data_dir"], found["source"]["task_type"], found["outside_dir"]
+        for settings, name in ((found, "splits"), (found["training"], "seeding")):
+            if settings[name] == BEFORE[name]:
+                del settings[name]
+        if found["training"]["weight_decay_of"] == "all":  # which is a method's to change
+            del found["training"]["weight_decay_of"]
         return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+
+
+def conventions_of(folder: Path) -> dict[str, str]:
+    """How a study of version 0.1 goes on that is in a folder: what was so then, and is an option now."""
+    try:
+        found = read_json(folder / STUDY_FILE)
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(found, dict) or not isinstance(found.get("training"), dict):
+        return {}
+    return {name: then for name, then in BEFORE.items() if name not in found and name not in found["training"]}
 
 
 def _require_classes(option: str, rows: Sequence[Row], taken: Sequence[Row], column: str) -> None:
@@ -138,18 +197,12 @@ def _require_classes(option: str, rows: Sequence[Row], taken: Sequence[Row], col
 
 @dataclass(frozen=True)
 class StudyRows:
-    """The rows of a study in their parts; `outside` has its own task."""
+    """The rows of a study; `Study.split` divides those of the training split, and `outside` has its own task."""
 
     task: Task
-    fit: list[Row]
-    held_out: list[Row]
+    train: list[Row]
     evaluated: list[Row]
     outside: TaskRows | None
-
-    def checksum(self) -> str:
-        """Of all rows, by which a resumed study knows that they are still the same."""
-        parts = [TaskRows(self.task, self.fit, self.held_out), TaskRows(self.task, self.evaluated, [])]
-        return "-".join(digest(part)[:16] for part in [*parts, *([self.outside] if self.outside else [])])
 
 
 @dataclass(frozen=True)
@@ -171,10 +224,18 @@ class EncodedRows:
     def of(
         cls, task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, study: Study, *, labelled: bool = True
     ) -> "EncodedRows":
-        """Encode; rows from outside keep no labels, which would mean something else here."""
+        """Encode; out-of-distribution rows keep no labels, which would mean something else here."""
         data = encode(task, list(rows), tokenizer, max_length=study.max_length, with_labels=labelled)
         ids = tuple(row_id(row, task.columns) for row in rows)
         return cls(data, ids, study.training.batch_size, task.family.collate(tokenizer))
+
+    def halves(self) -> tuple["EncodedRows", "EncodedRows"]:
+        """Every second row, and the others."""
+        return self._part(range(0, len(self.row_ids), 2)), self._part(range(1, len(self.row_ids), 2))
+
+    def _part(self, indices: range) -> "EncodedRows":
+        ids = tuple(self.row_ids[index] for index in indices)
+        return EncodedRows(self.data.select(indices), ids, self.batch_size, self.collate)
 
     def loader(self) -> "DataLoader[Any]":
         """In batches, by length; the global generator is left as it is."""
@@ -185,4 +246,4 @@ class EncodedRows:
         """A prediction of `loader`, with the rows in their own order."""
         back = torch.tensor(self.by_length).argsort()
         labels = None if prediction.labels is None else prediction.labels[back]
-        return Prediction(prediction.logits[:, back], labels)
+        return replace(prediction, logits=prediction.logits[:, back], labels=labels)

@@ -10,6 +10,9 @@ from bayes_lora.inference import FitOptions
 EPOCHS = Option("epochs", shown="--epochs")
 LEARNING_RATE = Option("learning_rate", shown="--lr")
 WEIGHT_DECAY = Option("weight_decay", shown=as_text(default_of(FitOptions, "weight_decay")))
+WEIGHT_DECAY_OF = Option("weight_decay_of", shown=default_of(FitOptions, "weight_decay_of"))
+"""Of training with a posterior, whose prior LoRA-A has already."""
+
 POSTERIOR_LEARNING_RATE = Option(
     "posterior_learning_rate", shown=as_text(default_of(FitOptions, "posterior_learning_rate"))
 )
@@ -26,17 +29,22 @@ def _of_posterior(name: str) -> Option:
         getattr(config, name)
         for config in (MonteCLoRAConfig(), MonteCLoRAConfig(objective="elbo", num_train_examples=1))
     )
+    old_name = "temperature" if name == "kl_temperature" else ""
     if name == "objective" or paper == elbo:
-        return Option(name, shown=as_text(paper))
+        return Option(name, shown=as_text(paper), old_name=old_name)
     own = {objective: value for objective, value in (("paper", paper), ("elbo", elbo)) if value is not None}
-    return Option(name, shown=", ".join(f"{as_text(value)} with {objective}" for objective, value in own.items()))
+    return Option(
+        name,
+        shown=", ".join(f"{as_text(value)} with {objective}" for objective, value in own.items()),
+        old_name=old_name,
+    )
 
 
 OF_POSTERIOR = tuple(
     map(
         _of_posterior,
         (
-            *("objective", "temperature", "sample_scale", "prior_scale", "kl_weight", "cooperative_weight"),
+            *("objective", "kl_temperature", "sample_scale", "prior_scale", "kl_weight", "cooperative_weight"),
             *("num_components", "num_outer_samples", "degrees_of_freedom", "prior_concentration"),
             *("normal_kl", "sampler"),
         ),

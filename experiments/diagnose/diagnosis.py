@@ -120,7 +120,6 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
             num_samples=_MAP_DRAWS,
             seed=seed,
             parts=parts,
-            draws_per_pass=1,  # a trial of stacking for each part would cost more than it saves
             on_prediction=lambda: progress.advance(silencing),
         )
     point = run.predict(data, at_mean=True, console=console)

@@ -33,13 +33,21 @@ def uncertainty_map(names: Sequence[str], silenced: Tensor, alone: Tensor) -> Fi
 
 
 def information(names: Sequence[str], terms: Mapping[str, Tensor]) -> Figure:
-    """KL from prior to posterior of every adapter, each term's part (adapter,), nats, on a logarithmic axis."""
+    """KL from prior to posterior of every adapter, each term's part (adapter,), nats, on a logarithmic axis.
+
+    A point, as AutoDelta's posterior is, has no KL; its terms may all be below 0, and the axis is then linear.
+    """
     figure, (axes,) = _rows_of_adapters(names, 1)
     height = 0.8 / len(terms)
     for place, ((term, values), colour) in enumerate(zip(terms.items(), COLOURS, strict=False)):
         offsets = np.arange(len(names)) + (place - (len(terms) - 1) / 2) * height
         axes.barh(offsets, values.numpy(), height=height, label=term, color=colour)
-    axes.set(xscale="log", xlabel="KL from prior to posterior (nats)", title="What each adapter learned")
+    positive = any(bool((values > 0).any()) for values in terms.values())
+    axes.set(
+        xscale="log" if positive else "linear",
+        xlabel="KL from prior to posterior (nats)",
+        title="What each adapter learned",
+    )
     figure.legend(loc="outside lower center", ncols=len(terms), fontsize=8, frameon=False)
     return figure
 

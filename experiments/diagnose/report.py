@@ -170,12 +170,6 @@ def _learned(diagnosis: Diagnosis) -> Section:
             "The terms as they are weighted in the loss.",
         ),
         Picture(
-            "mixture_weights",
-            plots.mixture_weights(run.guide.concentration, names),
-            "Heat map of the mean mixture weight of each component in each adapter, with the sum of alpha beside it.",
-            "Each row is an adapter (layer and projection). The larger the sum of alpha, the less the weights vary.",
-        ),
-        Picture(
             "information",
             diagnostic_plots.information(names, change),
             "Divergence of posterior from prior of every adapter, in three terms, on a logarithmic axis.",
@@ -188,6 +182,15 @@ def _learned(diagnosis: Diagnosis) -> Section:
             "At 1 the noise is as large as the trained LoRA-A itself.",
         ),
     ]
+    if "num_components" in run.guide.unused_options:  # pi and Sigma keep their prior
+        return Section("What was learned", (diagnosis.change.message,), (), tuple(pictures))
+    mixture = Picture(
+        "mixture_weights",
+        plots.mixture_weights(run.guide.concentration, names),
+        "Heat map of the mean mixture weight of each component in each adapter, with the sum of alpha beside it.",
+        "Each row is an adapter (layer and projection). The larger the sum of alpha, the less the weights vary.",
+    )
+    pictures.insert(1, mixture)
     for rank, members in run.model.sites.ranks.items():
         means = torch.from_numpy(posterior[f"Sigma_r{rank}"].to_numpy()[0])
         means = means.flatten(0, -4).mean(0)  # over draws, and outer draws where there are several

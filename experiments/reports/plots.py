@@ -163,6 +163,27 @@ def differences(panels: Mapping[str, Mapping[str, Shown]], reference: str, bette
     return figure
 
 
+def overview(panels: Mapping[str, Mapping[str, tuple[float, float]]], better: Mapping[str, bool]) -> Figure:
+    """A panel for each metric: the mean of each method and its 95 % interval, half as wide as the second number says.
+
+    Args:
+        panels: by the metric's title and the method's name; the half width is NaN where there is one seed.
+        better: whether more of a metric is better.
+    """
+    names = list(dict.fromkeys(name for values in panels.values() for name in values))
+    figure = Figure(figsize=(3.2 * len(panels) + 2.2, 0.9 + 0.34 * len(names)), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, values), colour in zip(grid, panels.items(), COLOURS, strict=False):
+        places = [names.index(name) for name in values]
+        means, halves = np.array(list(values.values()), dtype=float).T
+        axes.errorbar(means, places, xerr=np.nan_to_num(halves), fmt="o", color=colour, capsize=3, markersize=5)
+        axes.grid(axis="x", color="#dddddd")
+        axes.set(title=f"{title} ({'more' if better[title] else 'less'} is better)")
+    grid[0].set_yticks(range(len(names)), [_wrapped(name) for name in names], fontsize=9)
+    grid[0].invert_yaxis()
+    return figure
+
+
 def entropies(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor], bound: float = math.log(2)) -> Figure:
     """Histograms of uncertainties (nats) of rows like the training rows and of others, one panel for each name."""
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter
 from bayes_lora.experiments.runs.outputs import CONFIG_FILE
 from bayes_lora.experiments.tasks.sources import RowsSource
 from bayes_lora.experiments.tasks.tasks import Task
-from bayes_lora.inference import FitOptions
+from bayes_lora.inference import FitOptions, MonteCLoRAGuide
 from bayes_lora.inference.finetuning.lora import LoRAOptions
+from bayes_lora.inference.storage.posterior_files import SavedKind
 
 FIT_METHODS = ("monteclora", "monteclora_sparse", "monteclora_posthoc")
 SCHEMA_VERSION = 1
@@ -24,7 +26,8 @@ SCHEMA_VERSION = 1
 class RunConfig:
     """Everything that a fit depends on besides its rows and its environment.
 
-    `lora` says how new adapters are made, or which trained one is taken as it is (method monteclora_posthoc).
+    `lora` says how new adapters are made, or which trained one is taken as it is (method monteclora_posthoc); `guide`
+    which family the posterior is of, see `LoRAGuide.kind`, and how it starts.
 
     Raises:
         ConfigurationError: `num_samples` below 1.
@@ -35,6 +38,7 @@ class RunConfig:
     method: str = "monteclora"
     lora: LoRAOptions | TrainedAdapter = field(default_factory=LoRAOptions)
     posterior: MonteCLoRAConfig = field(default_factory=MonteCLoRAConfig)
+    guide: SavedKind = field(default_factory=partial(SavedKind, MonteCLoRAGuide.kind))
     training: FitOptions = field(default_factory=FitOptions)
     num_samples: int = 32
     max_length: int | None = None
@@ -60,7 +64,8 @@ class RunConfig:
             "task": Task.from_json(data["task"]),
             "lora": (TrainedAdapter if "folder" in data["lora"] else LoRAOptions)(**data["lora"]),
             "posterior": MonteCLoRAConfig(**data["posterior"]),
-            "training": FitOptions(**data["training"]),
+            "guide": SavedKind(**data["guide"]) if "guide" in data else SavedKind(MonteCLoRAGuide.kind),
+            "training": FitOptions(**{"seeding": "shared", **data["training"]}),  # what 0.1 did not say
             "source": None if data["source"] is None else _source(data["source"]),
         }
         return cls(**{name: value for name, value in {**data, **parts}.items() if name != "schema_version"})

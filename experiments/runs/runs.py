@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from bayes_lora.errors import DataError, RunExistsError
+from bayes_lora.errors import ConfigurationError, DataError, RunExistsError
 from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter, load_adapter
 from bayes_lora.experiments.rows.rows import Row, write_jsonl
@@ -37,9 +38,9 @@ from bayes_lora.experiments.tasks.sources import digest
 from bayes_lora.experiments.tasks.tasks import TaskRows
 from bayes_lora.files import write_json
 from bayes_lora.inference import (
+    FitOptions,
     FitResult,
     LoRAGuide,
-    MonteCLoRAGuide,
     Prediction,
     fit,
     load_posterior,
@@ -47,8 +48,10 @@ from bayes_lora.inference import (
     save_posterior,
 )
 from bayes_lora.inference.finetuning.lora import add_lora
+from bayes_lora.inference.guides.lora_guide import guide_kinds
+from bayes_lora.inference.storage.posterior_files import SavedKind
 from bayes_lora.models import BayesianLoRA
-from bayes_lora.randomness import seeded
+from bayes_lora.randomness import Part, seeded
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,23 +96,45 @@ def new_run(config: RunConfig, device: torch.device = CPU) -> Run:
 
     Head and adapters are new, or those of a trained adapter.
     """
-    with seeded(config.training.seed, CPU):
+    training = config.training
+    with seeded(training.seed_of(Part.HEAD), CPU):
         base = load_base_model(config.base_model, config.task.label_names, config.task.task_type)
-        if isinstance(config.lora, TrainedAdapter):
-            network = load_adapter(base, config.lora)
-        else:
-            network = add_lora(base.network, base.new_modules, config.lora)
+        with _own_stream(training, Part.ADAPTERS):
+            if isinstance(config.lora, TrainedAdapter):
+                network = load_adapter(base, config.lora)
+            else:
+                network = add_lora(base.network, base.new_modules, config.lora)
         model = BayesianLoRA(network, config.posterior, config.task.family.likelihood(network))
-        guide = MonteCLoRAGuide(model)
+        with _own_stream(training, Part.GUIDE):
+            guide = _new_guide(model, config.guide)
     return Run(config, model.to(device), guide.to(device), base.tokenizer)
 
 
+def _new_guide(model: BayesianLoRA, guide: SavedKind) -> LoRAGuide:
+    try:
+        return guide_kinds()[guide.kind].from_settings(model, guide.settings)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"the guide {guide.kind!r} cannot have the settings {guide.settings}: {error}."
+        ) from error
+
+
+def _own_stream(training: FitOptions, part: Part) -> AbstractContextManager[None]:
+    """Runs of version 0.1 drew all parts of their start from one generator, one after the other."""
+    return nullcontext() if training.seeding == "shared" else seeded(training.seed_of(part), CPU)
+
+
 def train(run: Run, data: "Dataset", console: Console | None = None, checkpoints: Path | None = None) -> FitResult:
-    """Fit the run on encoded, labelled rows, from the newest whole checkpoint where there is one."""
+    """Fit the run on encoded, labelled rows, from the newest whole checkpoint where there is one.
+
+    Its mean adapter is then at the guide's centre, whatever the guide is.
+    """
     collate = run.config.task.family.collate(run.tokenizer)
-    return fit(
+    found = fit(
         run.model, run.guide, data, run.config.training, collate=collate, console=console, checkpoints=checkpoints
     )
+    run.guide.copy_median_to_adapters()
+    return found
 
 
 def fit_run(

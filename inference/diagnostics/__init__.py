@@ -13,8 +13,8 @@
 
 Each but the last returns a frozen dataclass with `flagged`, whether something is wrong, and `message`, the finding in
 words; its docstring says what it can tell and what it cannot. `controls.CLAIMS` is the table of the wrong posteriors
-that each must flag. `loo`, `waic` and `compare` estimate how well new rows would be predicted, from the log likelihoods
-that `to_inference_data` keeps.
+that each must flag. `loo`, `waic`, `elpd_held_out` and `compare` estimate how well new rows would be predicted, from
+the log likelihoods that `to_inference_data` keeps.
 
 R-hat and the effective sample size are not offered. They ask whether the draws of a Markov chain have forgotten where
 they started and how much they repeat each other. Draws of a guide are independent by construction, so R-hat is 1 and
@@ -22,10 +22,14 @@ the effective sample size is the number of draws for every guide, the worst as w
 like an approval and contain none.
 """
 
+from bayes_lora.extras import require_extra
+
+require_extra("diagnostics", "bayes_lora.inference.diagnostics", "arviz", "xarray", "pandas", "h5netcdf", "matplotlib")
+
 from bayes_lora.inference.diagnostics.controls import CLAIMS, CONTROLS, claims_table
 from bayes_lora.inference.diagnostics.convergence import Convergence, convergence
 from bayes_lora.inference.diagnostics.information import AdapterChange, PriorToPosterior, prior_to_posterior
-from bayes_lora.inference.diagnostics.leave_one_out import ELPD, compare, loo, waic
+from bayes_lora.inference.diagnostics.leave_one_out import ELPD, compare, elpd_held_out, loo, waic
 from bayes_lora.inference.diagnostics.loo_pit import LooPit, loo_pit
 from bayes_lora.inference.diagnostics.mixture import Mixture, mixture
 from bayes_lora.inference.diagnostics.pareto import ParetoCheck, psis_k_hat
@@ -63,6 +67,7 @@ __all__ = [
     "claims_table",
     "compare",
     "convergence",
+    "elpd_held_out",
     "loo",
     "loo_pit",
     "mixture",

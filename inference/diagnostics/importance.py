@@ -39,6 +39,25 @@ def pareto_smoothed(log_ratios: Array, resolution: float = 1e-9) -> tuple[Array,
     return weights, shapes
 
 
+def leave_one_out_weights(log_likelihood: Array, kl_temperature: float) -> tuple[Array, Array]:
+    """Pareto smoothed weights that take a row out of the posterior, for each row.
+
+        ln w_is = - 1/T ln p(y_i | draw s) + const
+
+    since the posterior at temperature T has each row's likelihood to the power 1 / T.
+
+    Args:
+        log_likelihood: (..., draw), nats.
+        kl_temperature: T.
+
+    Returns:
+        log weights (..., draw) that sum to 1, and k-hat (...).
+
+    Source: Vehtari, Gelman & Gabry, Statistics and Computing 27 (2017), section 2.1, which is T = 1.
+    """
+    return pareto_smoothed(-log_likelihood / kl_temperature, resolution=1e-9 / min(kl_temperature, 1.0))
+
+
 def k_hat_threshold(num_draws: int) -> float:
     """k-hat up to which `num_draws` draws are enough, min(1 - 1 / log10(S), .7)."""
     return min(1 - 1 / math.log10(num_draws), 0.7)

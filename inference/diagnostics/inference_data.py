@@ -12,7 +12,7 @@ import xarray as xr
 from bayes_lora.checks import require_class_ids
 from bayes_lora.errors import DataError, LikelihoodError
 from bayes_lora.inference.diagnostics.arviz_bridge import InferenceData, from_groups
-from bayes_lora.inference.guides.latent_draws import latent_draws
+from bayes_lora.inference.diagnostics.latent_draws import latent_draws
 from bayes_lora.inference.predictors.predictive import predict
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA

@@ -9,7 +9,7 @@ from scipy import stats
 
 from bayes_lora.checks import require_seed
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.diagnostics.importance import k_hat_threshold, pareto_smoothed
+from bayes_lora.inference.diagnostics.importance import k_hat_threshold, leave_one_out_weights
 from bayes_lora.inference.diagnostics.replicated_labels import require_labels
 from bayes_lora.metrics.prediction import Prediction
 
@@ -67,9 +67,11 @@ def loo_pit(prediction: Prediction, *, held_out: bool = False, seed: int = 0, fa
     discrete (ArviZ's `loo_pit` is for continuous ones; without V, the values of a perfect classifier are not uniform).
     p_i is the leave-one-out predictive,
 
-        p_ic = sum_s w_is p(c | x_i, draw s),    w_is proportional to 1 / p(y_i | x_i, draw s), Pareto-smoothed
+        p_ic = sum_s w_is p(c | x_i, draw s),    w_is proportional to p(y_i | x_i, draw s)^(-1 / T), smoothed
 
-    as the rows trained on have been seen already; for rows held out it is the plain mean over draws.
+    as the rows trained on have been seen already; T is the posterior's `kl_temperature`, which `predict` leaves in its
+    prediction. At a small T a row counts many times, and leaving it out changes the posterior so much that draws of it
+    say little about what is left: k-hat tells. For rows held out p_i is the plain mean over draws.
 
     It can tell whether labels surprise the model as often as it says they do, over all rows together. It cannot tell
     whether its probabilities are sharp: the class frequencies, the same for every row, are calibrated. Errors in
@@ -86,7 +88,8 @@ def loo_pit(prediction: Prediction, *, held_out: bool = False, seed: int = 0, fa
 
     Raises:
         DataError: rows without labels, or probabilities or labels that make no sense.
-        ConfigurationError: fewer than 25 draws of rows trained on, or an option out of range.
+        ConfigurationError: fewer than 25 draws of rows trained on, draws of no density that rows can be left out of
+            (objective "paper", dropout, an ensemble), or an option out of range.
 
     Source: Czado, Gneiting & Held, "Predictive model assessment for count data", Biometrics 65 (2009), section 2;
     order by probability as in Romano, Sesia & Candes, "Classification with valid and adaptive coverage", NeurIPS 2020,
@@ -109,9 +112,16 @@ def loo_pit(prediction: Prediction, *, held_out: bool = False, seed: int = 0, fa
             f"{num_draws} draws leave no tail to smooth the leave-one-out weights with. Predict with num_samples="
             f"{_FEWEST_DRAWS} or more, 100 being better, or pass rows not trained on with held_out=True."
         )
+    elif prediction.kl_temperature is None:
+        raise ConfigurationError(
+            "rows can be left out of a posterior proportional to prior times likelihood^(1 / T), and these draws are "
+            "of none, or nobody said which: objective='paper' has none, nor have dropout and ensembles. Fit with "
+            "objective='elbo', or pass rows not trained on with held_out=True; draws of an exact posterior are "
+            "Prediction(logits, labels, kl_temperature=1.0)."
+        )
     else:
         log_likelihood = prediction.logits.double().log_softmax(-1)[:, range(len(labels)), labels]  # (draw, example)
-        log_weights, k_hat = pareto_smoothed(-log_likelihood.T.numpy())
+        log_weights, k_hat = leave_one_out_weights(log_likelihood.T.numpy(), prediction.kl_temperature)
         unreliable = int((k_hat > k_hat_threshold(num_draws)).sum())
         probs = np.einsum("ns,snc->nc", np.exp(log_weights), prediction.probs.numpy())
     own = np.take_along_axis(probs, labels[:, None], axis=1)

@@ -98,7 +98,7 @@ def psis_k_hat(
         max_dimension: the most numbers that a draw may have.
 
     Raises:
-        ConfigurationError: objective "paper", a temperature other than 1, too many dimensions, a guide that is a
+        ConfigurationError: objective "paper", a kl_temperature other than 1, too many dimensions, a guide that is a
             point, a guide of another model, or an option out of range.
         DataError: a batch without labels, or not all `num_train_examples` rows.
 
@@ -185,10 +185,10 @@ def _require_joint(model: BayesianLoRA) -> None:
             f"objective={config.objective!r} has no joint density to compare the guide with: its prior is of the noise "
             "alone, weighted by kl_weight, with a cooperative term that is no density. Use objective='elbo'."
         )
-    if config.temperature != 1:
+    if config.kl_temperature != 1:
         raise ConfigurationError(
-            f"temperature={config.temperature!r} weighs the prior differently than Bayes' rule, so the guide is not "
-            "meant to be the posterior of the joint. k-hat is for models fitted at temperature=1."
+            f"kl_temperature={config.kl_temperature!r} weighs the prior differently than Bayes' rule, so the guide is "
+            "not meant to be the posterior of the joint. k-hat is for models fitted at kl_temperature=1."
         )
 
 

@@ -31,7 +31,8 @@ def check_label_rates(
 
     Raises:
         DataError: rows without labels, or probabilities or labels that make no sense.
-        ConfigurationError: too few replicates for the failure rate, or an option out of range.
+        ConfigurationError: draws that are not joint (see `Prediction.joint`), too few replicates for the failure rate,
+            or an option out of range.
 
     Source: Gelman, Meng & Stern, "Posterior predictive assessment of model fitness", Statistica Sinica 6 (1996).
 

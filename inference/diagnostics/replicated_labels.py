@@ -93,8 +93,15 @@ def against_replicates(
         failure_rate: probability that a model which is right is flagged, at most.
 
     Raises:
-        ConfigurationError: too few replicates for the failure rate, or an option out of range.
+        ConfigurationError: draws that are not joint, too few replicates for the failure rate, or an option out of
+            range.
     """
+    if not prediction.joint:
+        raise ConfigurationError(
+            "the draws of each row are independent of those of other rows, as dropout masks and Laplace's "
+            "link='monte_carlo' make them, so replicates of all rows would vary too little. Predict with a posterior, "
+            "or LaplacePredictor(network, posterior, link='joint')."
+        )
     require_count("num_replicates", num_replicates)
     require_seed("seed", seed)
     if not 0 < failure_rate < 1:

@@ -10,7 +10,7 @@ from torch import Tensor
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference.diagnostics.without_noise import without_noise
 from bayes_lora.inference.guides.posterior_draw import Guide
-from bayes_lora.inference.predictors.predictive import predict
+from bayes_lora.inference.predictors.predictive import PosteriorPasses
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
 
@@ -121,7 +121,7 @@ def uncertainty_map(
         seed: of the draws.
         parts: adapters, as in `model.sites.names`, by the name of a part, for example one for each layer; by default
             every adapter is a part.
-        draws_per_pass: see `predict`; a number also saves its trial on every batch.
+        draws_per_pass: see `predict`.
         on_prediction: called after each of the ``2 parts + 1`` predictions of a batch, for progress bars.
 
     Raises:
@@ -142,13 +142,13 @@ def uncertainty_map(
     silent = [torch.zeros(len(model.sites.adapters), dtype=torch.bool)]  # the whole, then without and alone of each
     for mask in chosen.values():
         silent += [mask, ~mask]
+    heard = [without_noise(model, guide, mask) if mask.any() else guide for mask in silent]
+    passes = [PosteriorPasses(model, partly, num_samples, seed, draws_per_pass) for partly in heard]
     sums, num_rows = torch.zeros(len(silent), 2, dtype=torch.double), 0
     for batch in loader:
-        for index, mask in enumerate(silent):
-            heard = without_noise(model, guide, mask) if mask.any() else guide
-            prediction = predict(
-                model, heard, [batch], num_samples=num_samples, seed=seed, draws_per_pass=draws_per_pass
-            )
+        for index, of_part in enumerate(passes):
+            of_part.stacks = passes[0].stacks  # of the network, whatever is silent
+            prediction = of_part.predict([batch])
             sums[index] += _totals(prediction)
             if on_prediction is not None:
                 on_prediction()

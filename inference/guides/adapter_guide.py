@@ -19,7 +19,7 @@ class AdapterGuide(LoRAGuide):
     their prior: their KL is 0, exactly. They are drawn all the same, from the very distributions of the model, so
     that model and guide have the same sites in the same order, and `fit`, `SVITrainer`, `predict`, `ItemizedELBO`,
     `TraceMeanField_ELBO` and `Trace_ELBO` take the pair as they take a `MonteCLoRAGuide`. Names, plates and the weight
-    ``temperature / num_train_examples`` of the KL are the model's: only the distribution of A is replaced.
+    ``kl_temperature / num_train_examples`` of the KL are the model's: only the distribution of A is replaced.
 
     Subclasses say in `columns` what q(A) is.
 

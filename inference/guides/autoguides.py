@@ -42,8 +42,8 @@ def autoguide(
     (``requires_grad`` off), and stay where the guide started until `AutoAdapterGuide.copy_median_to_adapters` puts the
     guide's centre there. Train LoRA first, then come here. LoRA-B and the head go on learning with the guide.
 
-    Autoguides know nothing of a temperature or a number of examples: used bare, their part of the ELBO would weigh
-    n_train / temperature times too much, silently. This one has the weight of the model's own sites.
+    Autoguides know nothing of a KL temperature or a number of examples: used bare, their part of the ELBO would weigh
+    n_train / kl_temperature times too much, silently. This one has the weight of the model's own sites.
 
     A joint autoguide is over all adapters together: `AutoLowRankMultivariateNormal` keeps rank + 2 numbers for each
     entry of LoRA-A, `AutoMultivariateNormal` as many as LoRA-A has entries. Random starting values are drawn from
@@ -127,9 +127,10 @@ class AutoAdapterGuide(AdapterGuide):
 
     @classmethod
     def from_settings(cls, model: BayesianLoRA, settings: Mapping[str, Any]) -> "AutoAdapterGuide":
-        """As `autoguide` makes it; LoRA-A is frozen from here on."""
-        name, options = _checked(settings)
-        return autoguide(model, _AUTOGUIDES[name], **options)
+        """As `autoguide` makes it, at an `init_scale` where there is one; LoRA-A is frozen from here on."""
+        start = {name: value for name, value in settings.items() if name == "init_scale"}
+        name, options = _checked({name: value for name, value in settings.items() if name not in start})
+        return autoguide(model, _AUTOGUIDES[name], **start, **options)
 
     @classmethod
     def expected_shapes(cls, model: BayesianLoRA, settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

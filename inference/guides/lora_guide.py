@@ -86,6 +86,9 @@ class LoRAGuide(PyroModule):  # type: ignore[misc]
         """Open the model's sites, in its order, with the distributions of the posterior: see `LatentSites.sample`."""
         raise NotImplementedError
 
+    def copy_median_to_adapters(self) -> None:
+        """Put the guide's centre into LoRA-A, where it is not there by itself, as it is with a guide centred at it."""
+
     def settings(self) -> dict[str, Any]:
         """What it takes besides the model to make this guide again, as JSON holds it: arguments of `from_settings`.
 

@@ -20,7 +20,7 @@ class MeanFieldGuide(AdapterGuide):
     """q(A) = prod_ij N(A_ij; mu_ij, sigma_ij^2), one standard deviation for each entry of LoRA-A.
 
         A = mu + sigma * z,   sigma = eps_l s,   z ~ N(0, 1)
-        loss = NLL + temperature / n_train * sum_ij [ (sigma_ij^2 + mu_ij^2) / (2 p^2) - 1/2 - ln(sigma_ij / p) ]
+        loss = NLL + T / n_train * sum_ij [ (sigma_ij^2 + mu_ij^2) / (2 p^2) - 1/2 - ln(sigma_ij / p) ]
 
     mu is the LoRA-A parameter itself, so the mean adapter is the PEFT adapter; p is `config.prior_scale`; eps_l is the
     adapter's `sample_scale`, so that scale schedules and calibration act here as on a `MonteCLoRAGuide`. s is learned,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -44,7 +44,7 @@ class MonteCLoRAGuide(LoRAGuide):
         >>> svi = pyro.infer.SVI(model, guide, optimizer, pyro.infer.TraceMeanField_ELBO())  # doctest: +SKIP
     """
 
-    kind = "monteclora"
+    kind: ClassVar[str] = "monteclora"
     family = "MonteCLoRA, [arXiv 2411.04358](https://arxiv.org/abs/2411.04358)"
 
     def __init__(self, model: BayesianLoRA) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -47,6 +48,7 @@ class MCDropout(NetworkPredictor):
 
     network: nn.Module
     probability: float | None = None
+    joint: ClassVar[bool] = False  # every row has a mask of its own
 
     def __post_init__(self) -> None:
         p = self.probability

@@ -1,7 +1,9 @@
 """The posterior predictive: what the network says under many draws of LoRA-A."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -57,35 +59,91 @@ def predict(
         >>> prediction = predict(model, guide, loader, num_samples=32, seed=0)  # doctest: +SKIP
         >>> prediction.mean_probs.argmax(-1)  # doctest: +SKIP
     """
-    require_count("num_samples", num_samples)
-    require_seed("seed", seed)
-    require_own_guide(model, guide)
-    if draws_per_pass is not None:
-        require_count("draws_per_pass", draws_per_pass)
-    stacks: bool | None = None
-    prefix = None if at_mean or num_samples == 1 else SharedPrefix.of(model)
+    passes = PosteriorPasses(model, guide, num_samples, seed, draws_per_pass)
+    return passes.predict(loader, at_mean=at_mean, on_batch=on_batch)
 
-    def draws(inputs: Inputs) -> Tensor:
-        nonlocal stacks
-        if at_mean:
-            return model.network_logits(inputs).unsqueeze(0)
-        chunk = min(num_samples, draws_per_pass or _default_draws_per_pass(inputs))
-        if draws_per_pass is None and chunk > 1:
-            if stacks is None:
-                stacks = _keeps_rows_apart(model, inputs)
-            chunk = chunk if stacks else 1
-        starts = range(0, num_samples, chunk)
-        parts = [range(start, min(start + chunk, num_samples)) for start in starts]
-        outputs = None if prefix is None else prefix.outputs(lambda: model.network_logits(inputs))
+
+class PosteriorPasses:
+    """Forward passes of a model under the same draws of its guide for every batch.
+
+    Args:
+        model, guide, num_samples, seed, draws_per_pass: see `predict`, whose errors they have.
+
+    Attributes:
+        stacks: whether draws can share a pass; None until it has been tried, on the first batch with room for two.
+    """
+
+    def __init__(
+        self,
+        model: BayesianLoRA,
+        guide: Callable[..., Any],
+        num_samples: int,
+        seed: int,
+        draws_per_pass: int | None = None,
+    ) -> None:
+        require_count("num_samples", num_samples)
+        require_seed("seed", seed)
+        require_own_guide(model, guide)
+        if draws_per_pass is not None:
+            require_count("draws_per_pass", draws_per_pass)
+        self._model, self._guide, self._seed = model, guide, seed
+        self._num_samples, self._draws_per_pass = num_samples, draws_per_pass
+        self.stacks: bool | None = None
+
+    @cached_property
+    def _prefix(self) -> SharedPrefix | None:
+        return SharedPrefix.of(self._model) if self._num_samples > 1 else None
+
+    def predict(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        *,
+        at_mean: bool = False,
+        on_batch: Callable[[], None] | None = None,
+    ) -> Prediction:
+        """As `predict`."""
+        model = self._model
+        with self.predicting():
+            logits_of = self.at_mean if at_mean else self.draws
+            logits, labels = collect_logits(logits_of, loader, model.sites.example.device, on_batch)
+        prediction = model.likelihood.prediction(logits, labels)
+        if isinstance(prediction, Prediction) and not at_mean:
+            return replace(prediction, kl_temperature=model.config.kl_temperature)
+        return prediction  # type: ignore[no-any-return]
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Around all passes: no gradients, evaluation mode, and no effect handler outside sees a site."""
+        with torch.no_grad(), evaluation_mode(self._model), poutine.block():
+            yield
+
+    def at_mean(self, inputs: Inputs) -> Tensor:
+        """Logits (1, example, class) of one batch at ``A = mu``."""
+        return self._model.network_logits(inputs).unsqueeze(0)
+
+    def draws(self, inputs: Inputs) -> Tensor:
+        """Logits (sample, example, class) of one batch."""
+        return self._logits(inputs, list(range(self._num_samples)))
+
+    def mean_and_draws(self, inputs: Inputs) -> Tensor:
+        """Logits (1 + sample, example, class) of one batch, those at the mean first, as if they were a draw's."""
+        return self._logits(inputs, [None, *range(self._num_samples)])
+
+    def _logits(self, inputs: Inputs, draws: Sequence[int | None]) -> Tensor:
+        """Of the draws, None being the mean."""
+        chunk = min(len(draws), self._draws_per_pass or _default_draws_per_pass(inputs))
+        if self._draws_per_pass is None and chunk > 1:
+            if self.stacks is None:
+                self.stacks = _keeps_rows_apart(self._model, inputs)
+            chunk = chunk if self.stacks else 1
+        prefix = self._prefix
+        outputs = None if prefix is None else prefix.outputs(lambda: self._model.network_logits(inputs))
         found = []
-        for part in parts:
+        for start in range(0, len(draws), chunk):
+            part = draws[start : start + chunk]
             with _given(prefix, outputs, _num_examples(inputs), len(part)):
-                found.append(_draw_logits(model, guide, inputs, seed, part))
+                found.append(_draw_logits(self._model, self._guide, inputs, self._seed, part))
         return torch.cat(found)
-
-    with evaluation_mode(model), poutine.block():
-        logits, labels = collect_logits(draws, loader, model.sites.example.device, on_batch)
-    return model.likelihood.prediction(logits, labels)  # type: ignore[no-any-return]
 
 
 def _given(
@@ -95,9 +153,14 @@ def _given(
     return nullcontext() if prefix is None or outputs is None else prefix.giving(outputs, num_examples, times)
 
 
-def _draw_logits(model: BayesianLoRA, guide: Callable[..., Any], inputs: Inputs, seed: int, draws: range) -> Tensor:
+def _draw_logits(
+    model: BayesianLoRA, guide: Callable[..., Any], inputs: Inputs, seed: int, draws: Sequence[int | None]
+) -> Tensor:
     """Logits (draw, example, class) of one batch, in one forward pass over the rows repeated for each draw."""
-    noises = [model.perturbations(posterior_draw(model, guide, seed, draw).latents) for draw in draws]
+    noises = [
+        _no_noise(model) if draw is None else model.perturbations(posterior_draw(model, guide, seed, draw).latents)
+        for draw in draws
+    ]
     if len(noises) == 1:
         with model.perturbed(noises[0]):
             return model.network_logits(inputs).unsqueeze(0)
@@ -114,9 +177,7 @@ def _keeps_rows_apart(model: BayesianLoRA, inputs: Inputs) -> bool:
     no rows at all.
     """
     num_examples = _num_examples(inputs)
-    groups = model.sites.groups
-    none = [model.sites.example.new_zeros(len(group), group.rank, group.in_features) for group in groups]
-    stacked = [torch.stack([noise, torch.ones_like(noise)]) for noise in none]
+    stacked = [torch.stack([noise, torch.ones_like(noise)]) for noise in _no_noise(model)]
     try:
         with model.perturbed(stacked, num_rows=2 * num_examples):
             quiet = model.network_logits(_repeated(inputs, 2))[:num_examples]
@@ -124,6 +185,11 @@ def _keeps_rows_apart(model: BayesianLoRA, inputs: Inputs) -> bool:
         return False
     alone = model.network_logits(inputs)
     return torch.allclose(quiet, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
+
+
+def _no_noise(model: BayesianLoRA) -> list[Tensor]:
+    """The perturbation of the mean."""
+    return [model.sites.example.new_zeros(len(group), group.rank, group.in_features) for group in model.sites.groups]
 
 
 def _repeated(inputs: Inputs, times: int) -> Inputs:

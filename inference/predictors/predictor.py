@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,11 @@ class NetworkPredictor(ABC):
 
     Attributes:
         network: returns logits (example, class) for a batch; in evaluation mode while it predicts.
+        joint: whether a sample is one network's logits of all rows, see `Prediction`.
     """
 
     network: nn.Module
+    joint: ClassVar[bool] = True
 
     @abstractmethod
     def draws(self, num_samples: int, seed: int) -> AbstractContextManager[Callable[[Inputs], Tensor]]:
@@ -53,7 +56,8 @@ class NetworkPredictor(ABC):
         on_batch: Callable[[], None] | None = None,
     ) -> Prediction:
         with evaluation_mode(self.network), self.draws(num_samples, seed) as logits_of:
-            return collect(logits_of, loader, next(self.network.parameters()).device, on_batch)
+            found = collect(logits_of, loader, next(self.network.parameters()).device, on_batch)
+        return replace(found, joint=self.joint)
 
 
 def collect(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from bayes_lora.checks import require_count, require_positive
@@ -30,7 +31,8 @@ class ScaleCalibration:
         scale: what the sample scale was set to: its mean over adapters.
         nll: of the posterior predictive at that scale, nats per row.
         mean_nll: of the point estimate, ``A = mu``.
-        improves: whether a scale was found that beats the point estimate by more than the error of its draws.
+        improves: whether a scale was found that beats the point estimate by more than the error of its draws and of the
+            choice of rows together.
         tried: every (scale, nll) in the order of scales; the first is (0, mean_nll).
         bounds: where scales were looked for.
     """
@@ -50,10 +52,20 @@ class ScaleCalibration:
 
 @dataclass(frozen=True)
 class _Score:
-    """NLL of a predictive, nats per row, and its standard error for the choice of draws (0 for the point estimate)."""
+    """NLL of a predictive, nats, of each row, and its standard error for the choice of draws (0 for the point
+    estimate)."""
 
-    nll: float
+    of_rows: Tensor
     error: float
+
+    @property
+    def nll(self) -> float:
+        """Per row; infinite where noise this large made the logits NaN."""
+        return self.of_rows.mean().item() if self.of_rows.isfinite().all() else math.inf
+
+    def error_beside(self, other: "_Score") -> float:
+        """Standard error of the difference of two NLLs, over draws and over rows, which are the same for both."""
+        return math.hypot(self.error, other.error, standard_error(other.of_rows - self.of_rows).item())
 
 
 def calibrate_scale(
@@ -76,11 +88,13 @@ def calibrate_scale(
     other. Whatever the curve looks like, the best of all that were tried counts.
 
     With finitely many draws the curve has a slope at 0 whose sign is chance, so that a tiny scale would seem to beat
-    the point estimate half of the time. The best scale therefore has to beat it by two standard errors,
+    the point estimate half of the time; and with finitely many rows, other ones might say otherwise. The best scale
+    therefore has to beat it by two standard errors,
 
-        error = std_s(u_s) / sqrt(S),   u_s = 1/n sum_i p_s(y_i) / mean_t p_t(y_i)
+        error^2 = var_s(u_s) / S + var_i(d_i) / n,   u_s = 1/n sum_i p_s(y_i) / mean_t p_t(y_i)
 
-    (the infinitesimal jackknife over draws). Where it does not, `ScaleCalibration.improves` is False and the scale is
+    (the infinitesimal jackknife over draws) with d_i what the two NLLs of row i differ by. Where it does not,
+    `ScaleCalibration.improves` is False and the scale is
     the least that the objective has: 0 for "paper", which is the point estimate; for "elbo", whose KL is infinite at
     0, the lower of `bounds`, and ``predict(..., at_mean=True)`` is what to use.
 
@@ -137,7 +151,7 @@ def calibrate_scale(
         mean_nll = try_scale(0.0)
         _search(try_scale, _grid(lower, upper))
         scale = min((scale for scale in sorted(tried) if scale > 0), key=try_scale)
-        improves = mean_nll - tried[scale].nll > _ERRORS * tried[scale].error
+        improves = mean_nll - tried[scale].nll > _ERRORS * tried[scale].error_beside(tried[0.0])
         if not improves:
             scale = 0.0 if model.config.objective == "paper" else lower
         model.set_sample_scale(scale * shares)
@@ -179,7 +193,7 @@ def _rounded(log_scale: float) -> float:
 
 
 def _score(prediction: Prediction) -> _Score:
-    """Of the mean over draws; an infinite NLL where noise this large made the logits NaN.
+    """Of the mean over draws.
 
     Raises:
         DataError: no labels; or labels that are no classes, or NaN, in a prediction of one draw, the point estimate.
@@ -190,13 +204,12 @@ def _score(prediction: Prediction) -> _Score:
         )
     if len(prediction.logits) == 1:
         evaluate(prediction.mean_probs, prediction.labels)
-        return _Score(nll_loss(prediction.log_mean_probs, prediction.labels).item(), 0.0)
+        return _Score(nll_loss(prediction.log_mean_probs, prediction.labels, reduction="none"), 0.0)
     nll = nll_loss(prediction.log_mean_probs, prediction.labels, reduction="none")  # (example,)
     log_probs = prediction.logits.double().log_softmax(-1)
     at_label = log_probs.gather(-1, prediction.labels.expand(len(log_probs), -1).unsqueeze(-1)).squeeze(-1)
     influence = (at_label + nll).exp().mean(-1)  # (sample,)
-    error = standard_error(influence).item()
-    return _Score(nll.mean().item(), error) if nll.isfinite().all() else _Score(math.inf, math.inf)
+    return _Score(nll, standard_error(influence).item())
 
 
 def _checked(bounds: tuple[float, float]) -> tuple[float, float]:

@@ -23,8 +23,8 @@ SAMPLE_SCALE = "sample_scale"  # its name in the posterior file
 _DESCRIBED = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, POSTERIOR_FILE)
 LOADED = (*_DESCRIBED, DESCRIPTION_FILE)
 _KEYS = {"config", "adapters", "base_fingerprint", "files"}
-# Version 1 knew one kind of guide and one of likelihood, which its files need not name, and whose files are of that
-# version still.
+# Version 1 knew one kind of guide and one of likelihood, which its files need not name, and called kl_temperature
+# temperature. What it can read is still of that version.
 _FORMAT = Format(PosteriorFileError, "Save the posterior again, or copy or download it again.", newest=2)
 
 
@@ -54,11 +54,12 @@ def write_description(
 ) -> None:
     """Write `bayes_lora.json`, last: size and checksum of each other file, and a checksum of what it says itself."""
     paths = {name: folder / name for name in _DESCRIBED}
+    is_first = (guide, likelihood) == (_FIRST_GUIDE, _FIRST_LIKELIHOOD)
     description = {
-        "schema_version": 1 if (guide, likelihood) == (_FIRST_GUIDE, _FIRST_LIKELIHOOD) else 2,
+        "schema_version": 1 if is_first and config.get("kl_temperature") is None else 2,
         "guide": asdict(guide),
         "likelihood": asdict(likelihood),
-        "config": dict(config),
+        "config": {name: value for name, value in config.items() if value is not None},
         "adapters": list(adapters),
         "base_fingerprint": base_fingerprint,
         "files": {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for name, path in paths.items()},

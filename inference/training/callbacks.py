@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from bayes_lora.inference.training.svi_module import SVIModule
-from bayes_lora.randomness import stream
+from bayes_lora.randomness import Part, stream
 
 
 class OwnDraws(TrainerCallback):
@@ -20,7 +20,7 @@ class OwnDraws(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size > 1:
-            torch.manual_seed(stream(args.seed, args.process_index))
+            torch.manual_seed(stream(Part.NOISE.seed(args.seed), args.process_index))
 
 
 class MoveScale(TrainerCallback):

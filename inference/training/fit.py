@@ -21,8 +21,9 @@ from bayes_lora.inference.training.fit_options import FitOptions
 from bayes_lora.inference.training.progress import Display, history_entry, progress_bar
 from bayes_lora.inference.training.sealed_trainer import SealedTrainer
 from bayes_lora.inference.training.trainer import SVITrainer
+from bayes_lora.inference.training.training_rows import count_training_rows
 from bayes_lora.models import BayesianLoRA
-from bayes_lora.randomness import seeded
+from bayes_lora.randomness import Part, seeded
 
 Collate = Callable[[list[Any]], dict[str, Any]]
 
@@ -71,12 +72,15 @@ def fit(
     Raises:
         DataError: no examples, or examples without labels.
         NonFiniteLossError: a term of the loss became NaN or infinite; names the step and the term.
+        ConfigurationError: the configuration's `num_train_examples` is not the number of examples; where it is None it
+            is set to that.
 
     Example:
         >>> result = fit(model, guide, dataset, FitOptions(epochs=1))  # doctest: +SKIP
     """
     options = options or FitOptions()
     num_steps = _num_steps(train_dataset, options)
+    count_training_rows(model, train_dataset)
     training = _Training(train_dataset, options, collate, console, model.sites.example.device)
     if options.phases == "joint":
         return training.of_both(model, guide, num_steps, checkpoints)
@@ -133,11 +137,15 @@ class _Training:
     def of_both(self, model: BayesianLoRA, guide: nn.Module, num_steps: int, checkpoints: Path | None) -> FitResult:
         """Train everything in model and guide that requires a gradient, on the objective."""
         schedule = self.options.new_schedule()
-        rate = self.options.posterior_learning_rate
+        options = self.options
+        own: dict[str, Any] = {
+            "posterior_learning_rate": options.posterior_learning_rate,
+            "weight_decay_of": options.weight_decay_of,
+        }
 
         def build(**common: Any) -> SVITrainer:
             schedule_on_device = None if schedule is None else schedule.to(self.device)
-            return SVITrainer(model, guide, posterior_learning_rate=rate, scale_schedule=schedule_on_device, **common)
+            return SVITrainer(model, guide, scale_schedule=schedule_on_device, **own, **common)
 
         result = self._run(build, "fit", num_steps, checkpoints)
         model.clear_perturbation()
@@ -193,6 +201,7 @@ class _Training:
             warmup_steps=round(options.warmup_ratio * num_steps),
             max_grad_norm=options.max_grad_norm,
             seed=options.seed,
+            data_seed=options.seed_of(Part.ORDER),
             logging_steps=options.log_every,
             save_strategy="steps" if saves else "no",
             save_steps=options.save_every,

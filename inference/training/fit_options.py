@@ -13,9 +13,11 @@ from bayes_lora.checks import (
 )
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule, ScaleScheduleKind
 from bayes_lora.precision import Precision
+from bayes_lora.randomness import Part, Seeding
 
 Phases = Literal["joint", "posterior", "means_then_posterior"]
 Decay = Literal["linear", "constant"]
+WeightDecayOf = Literal["all", "b_and_head"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class FitOptions:
         posterior_learning_rate: of log alpha and log v, at its peak. Adam moves a logarithm by about its learning rate
             a step, so T steps of a linear decay move it by at most T / 2 times this: 0.01 and 300 steps are a factor
             of e^1.5 = 4.5. Where v should go further, give it a higher rate, more steps or a better `sample_scale`.
-        weight_decay: on the network's matrices; never on biases, alpha and v.
+        weight_decay: on the network's matrices; never on biases, alpha and v. It is AdamW's, and no part of the
+            objective: with it, what is minimized under objective "elbo" is no longer the bound.
+        weight_decay_of: which matrices it is on: "all", or "b_and_head", all but LoRA-A, which has the prior of
+            objective "elbo" already. Training of a network without a posterior decays all.
         warmup_ratio: part of the steps over which the learning rates rise.
         decay: what they do then: "linear", fall to zero, or "constant", stay, as SWAG wants it.
         max_grad_norm: gradients are clipped to this norm over all parameters together.
@@ -38,6 +43,8 @@ class FitOptions:
         group_by_length: put examples of similar length into one batch, so that less of it is padding. The order
             stays random among groups of batches, and examples need `input_ids` (or a column `length`).
         seed: of the order of examples, dropout and the posterior draws.
+        seeding: "separate", the order of examples has a stream of its own, see `bayes_lora.randomness.Part`; "shared"
+            repeats what version 0.1 did, where epoch e of seed s has the order of epoch e - 1 of seed s + 1.
         log_every: steps between entries of the history.
         save_every: steps between checkpoints, where they are kept.
         keep_checkpoints: how many of the newest are kept; None keeps all, as a checkpoint ensemble wants it.
@@ -59,12 +66,14 @@ class FitOptions:
     learning_rate: float = 3e-4
     posterior_learning_rate: float = 1e-2
     weight_decay: float = 0.0
+    weight_decay_of: WeightDecayOf = "all"
     warmup_ratio: float = 0.06
     decay: Decay = "linear"
     max_grad_norm: float = 1.0
     precision: Precision = "float32"
     group_by_length: bool = False
     seed: int = 0
+    seeding: Seeding = "separate"
     log_every: int = 10
     save_every: int = 100
     keep_checkpoints: int | None = 2
@@ -85,8 +94,14 @@ class FitOptions:
         require_non_negative("weight_decay", self.weight_decay)
         require_choice("phases", self.phases, get_args(Phases))
         require_choice("decay", self.decay, get_args(Decay))
+        require_choice("weight_decay_of", self.weight_decay_of, get_args(WeightDecayOf))
+        require_choice("seeding", self.seeding, get_args(Seeding))
         require_choice("precision", self.precision, get_args(Precision))
         self.new_schedule()
+
+    def seed_of(self, part: Part) -> int:
+        """Where a part of the fit starts from."""
+        return part.seed(self.seed, self.seeding)
 
     def new_schedule(self) -> SampleScaleSchedule | None:
         """The schedule of the sample scale at its start, or None where the scale is not to be touched."""

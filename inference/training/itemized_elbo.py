@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from bayes_lora.errors import DataError
+from bayes_lora.errors import DataError, UnsupportedELBOError
 from bayes_lora.models.bayesian_lora import term_of
 
 
@@ -25,6 +25,12 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
     Equal to `pyro.infer.TraceMeanField_ELBO`, whose trace also evaluates the log density of every latent site, a
     cost that grows with the size of the noise, only to leave it unused. A latent site without a registered KL takes
     ``log q - log p`` at the draw instead.
+
+    Raises:
+        UnsupportedELBOError: a draw of the guide does not follow its parameters (`has_rsample` is false), so that no
+            gradient would reach them: the first term would have none, and nobody would notice. Pyro's raises as well.
+            Train such a guide with `pyro.infer.Trace_ELBO`, which has the estimator for it.
+        DataError: a site is neither observed nor in the guide.
 
     Attributes:
         terms: of the last loss, by name (`bayes_lora.models.bayesian_lora.LOSS_TERMS`), detached scalars that
@@ -60,6 +66,7 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
             # Sites of the guide alone, such as the joint draw of an autoguide, carry its density.
             for name, site in guide_trace.nodes.items():
                 if site["type"] == "sample" and name not in model_trace.nodes and not site_is_subsample(site):
+                    _require_reparameterized(site)
                     value = _log_density(site)
                     totals["kl_auxiliary"] = totals["kl_auxiliary"] + value if "kl_auxiliary" in totals else value
         if self.num_particles > 1:
@@ -94,11 +101,20 @@ def _site_loss(model_site: dict[str, Any], guide_site: dict[str, Any] | None) ->
         )
     if guide_site is None:
         return -_log_density(model_site)
+    _require_reparameterized(guide_site)
     try:
         kl = kl_divergence(guide_site["fn"], model_site["fn"])
     except NotImplementedError:
         return _log_density(guide_site) - _log_density(model_site)
     return scale_and_mask(kl, scale=guide_site["scale"], mask=guide_site["mask"]).sum()  # type: ignore[no-any-return]
+
+
+def _require_reparameterized(site: dict[str, Any]) -> None:
+    if not site["fn"].has_rsample:
+        raise UnsupportedELBOError(
+            f"the guide's site {site['name']!r} draws from {type(site['fn']).__name__}, whose draws do not follow its "
+            "parameters, so their gradient would be 0. Draw from a distribution with rsample, or use Trace_ELBO()."
+        )
 
 
 def _log_density(site: dict[str, Any]) -> Tensor:

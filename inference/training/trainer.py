@@ -2,22 +2,25 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 
-from bayes_lora.checks import require_count, require_positive
+from bayes_lora.checks import require_choice, require_count, require_positive
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.predictors.predictive import predict
+from bayes_lora.inference.predictors.predictive import PosteriorPasses
+from bayes_lora.inference.predictors.predictor import collect_logits
 from bayes_lora.inference.training.callbacks import MoveScale, OwnDraws
+from bayes_lora.inference.training.fit_options import WeightDecayOf
 from bayes_lora.inference.training.loss_log import LossLog
 from bayes_lora.inference.training.refused_options import refuse_unsupported
 from bayes_lora.inference.training.saving_trainer import SavingTrainer
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
 from bayes_lora.inference.training.svi_module import SVIModule
+from bayes_lora.inference.training.training_rows import count_training_rows
 from bayes_lora.models import BayesianLoRA, Likelihood
 
 
@@ -34,6 +37,7 @@ class SVITrainer(SavingTrainer):
         guide: its guide.
         args: TrainingArguments; `learning_rate` is that of the network's parameters.
         posterior_learning_rate: peak learning rate of the guide's parameters, which have no weight decay.
+        weight_decay_of: see `FitOptions`.
         num_samples: posterior draws of an evaluation, seeded with `args.seed`.
         scale_schedule: moves the model's `sample_scale` during training; None leaves it alone.
         compute_metrics: more metrics, of an EvalPrediction as any Trainer gives it.
@@ -41,6 +45,8 @@ class SVITrainer(SavingTrainer):
 
     Raises:
         NonFiniteLossError: when a log finds that a term of the loss has become NaN or infinite.
+        ConfigurationError: from `train`, where the configuration's `num_train_examples` is not the number of training
+            rows; where it is None it is set to that.
         ConfigurationError: an option of the Trainer under which the loss would not be the objective: sharding (FSDP,
             DeepSpeed), several GPUs in one process, label smoothing, a loss function of your own.
 
@@ -56,18 +62,22 @@ class SVITrainer(SavingTrainer):
         args: TrainingArguments | None = None,
         *,
         posterior_learning_rate: float = 1e-2,
+        weight_decay_of: WeightDecayOf = "all",
         num_samples: int = 16,
         scale_schedule: SampleScaleSchedule | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         require_positive("posterior_learning_rate", posterior_learning_rate)
+        require_choice("weight_decay_of", weight_decay_of, get_args(WeightDecayOf))
         require_count("num_samples", num_samples)
         refuse_unsupported(args, kwargs)
         self.posterior_learning_rate = posterior_learning_rate
+        self.weight_decay_of = weight_decay_of
         self.num_samples = num_samples
         self.svi = SVIModule(model, guide, scale_schedule)
         self._loss_log = LossLog()
+        self._passes: PosteriorPasses | None = None  # during an evaluation
         self._more_metrics = compute_metrics
         super().__init__(self.svi, args, compute_metrics=self._metrics, **kwargs)
         self.add_callback(OwnDraws())
@@ -84,6 +94,12 @@ class SVITrainer(SavingTrainer):
         accepted = inspect.signature(_base(model).forward).parameters
         self._signature_columns: Any = [*accepted, "label", "label_ids", "labels"]
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, after the training rows have been counted."""
+        if self.train_dataset is not None:  # else the Trainer says that there is none
+            count_training_rows(self.svi.model, self.train_dataset)
+        return super().train(*args, **kwargs)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with the guide's parameters in a group of their own."""
         if self.optimizer is not None:
@@ -96,6 +112,15 @@ class SVITrainer(SavingTrainer):
         if posterior:
             optimizer.add_param_group({"params": posterior, "lr": self.posterior_learning_rate, "weight_decay": 0.0})
         return optimizer
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Names of the parameters that have weight decay."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        if self.weight_decay_of == "all":
+            return names
+        means = {id(adapter.linear.weight) for adapter in self.svi.model.sites.adapters}
+        kept = {name for name, parameter in self.svi.named_parameters() if id(parameter) in means}
+        return [name for name in names if name not in kept]
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The objective on one batch; its terms go into the next log."""
@@ -132,6 +157,17 @@ class SVITrainer(SavingTrainer):
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
         super()._issue_warnings_after_load(load_result)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, under the same draws for all batches."""
+        self._passes = self._new_passes()
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self._passes = None
+
+    def _new_passes(self) -> PosteriorPasses:
+        return PosteriorPasses(self.svi.model, self.svi.guide, self.num_samples, self.args.seed)
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -140,14 +176,15 @@ class SVITrainer(SavingTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
         """(NLL of the posterior predictive, (its log probabilities, the point estimate's), labels) of one batch."""
-        inputs = self._prepare_inputs(inputs)
-        pair, likelihood = (self.svi.model, self.svi.guide), self.svi.model.likelihood
-        predictive = predict(*pair, [inputs], num_samples=self.num_samples, seed=self.args.seed)
-        point = predict(*pair, [inputs], at_mean=True)
+        inputs, likelihood = self._prepare_inputs(inputs), self.svi.model.likelihood
+        passes = self._passes or self._new_passes()
+        with passes.predicting():
+            logits, known = collect_logits(passes.mean_and_draws, [inputs], self.svi.model.sites.example.device)
+        point, predictive = (likelihood.prediction(part, known) for part in (logits[:1], logits[1:]))
         labels, loss = inputs.get("labels"), None
         if labels is not None:
             loss = -likelihood.log_predictive_density(predictive.logits, labels.cpu()).mean().to(labels.device)
-            labels = labels.reshape(predictive.labels.shape)  # type: ignore[union-attr]
+            labels = labels.reshape(predictive.labels.shape)
         if prediction_loss_only:
             return loss, None, None
         summaries = (likelihood.summary(found).to(self.args.device) for found in (predictive, point))

@@ -87,6 +87,11 @@ class Likelihood(ABC):
         """What the mean of the loss, and ``num_train_examples``, count: rows, unless a row has several labels."""
         return len(labels)
 
+    @property
+    def counts_rows(self) -> bool:
+        """Whether that is the number of rows, so that those of a data set can be counted."""
+        return type(self).num_observations is Likelihood.num_observations
+
     def log_density(self, logits: Tensor, labels: Tensor) -> Tensor:
         """log p(y_i | logits_i) of each row, (..., row), nats.
 

@@ -17,13 +17,13 @@ NOT_NUMBERS: list[Any] = [math.nan, math.inf, -math.inf, "1", None, True, [1.0]]
 def test_defaults_of_the_papers_objective() -> None:
     config = MonteCLoRAConfig()
     assert (config.degrees_of_freedom, config.kl_weight, config.cooperative_weight) == ("rank", 1e-5, 1.0)
-    assert (config.num_train_examples, config.prior_scale, config.temperature) == (None, None, None)
+    assert (config.num_train_examples, config.prior_scale, config.kl_temperature) == (None, None, None)
     assert config.wishart_scale(8.0) == 1.0
 
 
 def test_defaults_of_the_elbo() -> None:
     config = MonteCLoRAConfig(**ELBO)
-    assert (config.degrees_of_freedom, config.prior_scale, config.temperature) == ("in_features", 0.1, 1.0)
+    assert (config.degrees_of_freedom, config.prior_scale, config.kl_temperature) == ("in_features", 0.1, 1.0)
     assert (config.kl_weight, config.cooperative_weight) == (None, None)
     assert config.wishart_scale(8.0) == 1 / 8
 
@@ -56,7 +56,7 @@ def test_number_of_training_examples(value: Any) -> None:
 
 def cases(options: list[str], values: list[Any]) -> list[Any]:
     """Every option with every value that is not its default, nor (a string) a choice."""
-    none_is_default = ("degrees_of_freedom", "prior_scale", "temperature", "kl_weight", "cooperative_weight")
+    none_is_default = ("degrees_of_freedom", "prior_scale", "kl_temperature", "kl_weight", "cooperative_weight")
     return [
         pytest.param(option, value, id=f"{option}={value!r}")
         for option in options
@@ -66,7 +66,7 @@ def cases(options: list[str], values: list[Any]) -> list[Any]:
     ]
 
 
-ELBO_OWN = ["prior_scale", "temperature", "sample_scale"]
+ELBO_OWN = ["prior_scale", "kl_temperature", "sample_scale"]
 POSITIVE = ["prior_concentration", "init_concentration", "degrees_of_freedom", *ELBO_OWN]
 
 
@@ -99,12 +99,23 @@ def test_choices(option: str, allowed: str) -> None:
     refuse(rf"^{option}='other' is none of {allowed}\.$", **{option: "other"})
 
 
+def test_the_old_name_of_the_kl_temperature_is_read() -> None:
+    """As files and scripts of version 0.1 have it, also where it is None."""
+    assert MonteCLoRAConfig(**{**ELBO, "temperature": 0.25}) == MonteCLoRAConfig(**ELBO, kl_temperature=0.25)
+    none: dict[str, Any] = {"temperature": None}
+    assert MonteCLoRAConfig(**none) == MonteCLoRAConfig()
+    config = MonteCLoRAConfig(**{**ELBO, "temperature": 0.25})
+    assert dataclasses.replace(config, prior_scale=2.0).kl_temperature == 0.25
+    assert not hasattr(MonteCLoRAConfig(), "temperature")
+    refuse("is the old name of kl_temperature. Give one", **ELBO, temperature=0.5, kl_temperature=0.25)
+
+
 def test_random_concentration_is_the_one_word_allowed() -> None:
     assert MonteCLoRAConfig(init_concentration="random").init_concentration == "random"
     refuse("init_concentration='uniform' .*a number > 0, or 'random'", init_concentration="uniform")
 
 
-@pytest.mark.parametrize("option", ["num_train_examples", "prior_scale", "temperature"])
+@pytest.mark.parametrize("option", ["num_train_examples", "prior_scale", "kl_temperature"])
 def test_options_of_the_elbo_given_to_the_papers_objective(option: str) -> None:
     refuse(
         rf"^{option}=1 belongs to objective='elbo', but objective='paper'\. Drop {option}, or set objective='elbo'\.$",
@@ -120,8 +131,8 @@ def test_options_of_the_papers_objective_given_to_the_elbo(option: str) -> None:
     )
 
 
-def test_the_elbo_needs_the_number_of_training_examples() -> None:
-    refuse(r"give the number of training rows, for example num_train_examples=len\(train_dataset\)", objective="elbo")
+def test_the_number_of_training_examples_may_be_left_to_the_data() -> None:
+    assert MonteCLoRAConfig(objective="elbo").num_train_examples is None
 
 
 @pytest.mark.parametrize("options", [{"sampler": "explicit"}, {"num_outer_samples": 2}])

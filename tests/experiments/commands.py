@@ -17,7 +17,7 @@ def run(*arguments: object) -> Any:
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     if isinstance(result.exception, BayesLoRAError):
         raise result.exception
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, (result.output, result.exception)
     return result
 
 

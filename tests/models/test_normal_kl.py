@@ -17,7 +17,7 @@ from tests.networks import Batch, build_bank, build_network, build_pair
 from tests.statistics import assert_mean, assert_same_mean, deviation
 
 PAPER = {"kl_weight": 0.3, "cooperative_weight": 0.7, "sample_scale": 0.4}
-ELBO = {"objective": "elbo", "num_train_examples": 20, "temperature": 0.6, "prior_scale": 0.3, "sample_scale": 0.4}
+ELBO = {"objective": "elbo", "num_train_examples": 20, "kl_temperature": 0.6, "prior_scale": 0.3, "sample_scale": 0.4}
 CASES: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "paper, sparse": PAPER | {"mixture": "sparse", "degrees_of_freedom": "in_features"},
@@ -57,7 +57,7 @@ def normal_term(model: BayesianLoRA, guide: MonteCLoRAGuide, pi: np.ndarray) -> 
             total += sum(expected_normal_kl(v, nu, spread, mu, config.prior_scale or 0) for mu in columns)
     if config.objective == "paper":
         return (config.kl_weight or 0) / len(model.sites.adapters) * total
-    return (config.temperature or 0) / (config.num_train_examples or 0) * total
+    return (config.kl_temperature or 0) / (config.num_train_examples or 0) * total
 
 
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)

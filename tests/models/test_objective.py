@@ -121,9 +121,9 @@ def elbo_loss(model: BayesianLoRA, guide: MonteCLoRAGuide, trace: poutine.Trace,
         variance = config.sample_scale**2 * (1.0 if config.mixture == "sparse" else (pi[position] ** 2).sum())
         kl += sum(normal_kl(variance * sigma[name][0], column, config.prior_scale or 0) for column in mu.T)
         noises[name] = columns[name].T - mu
-    assert config.temperature is not None
+    assert config.kl_temperature is not None
     assert config.num_train_examples is not None
-    return plain_nll(model, noises, batch) + config.temperature / config.num_train_examples * kl
+    return plain_nll(model, noises, batch) + config.kl_temperature / config.num_train_examples * kl
 
 
 def pyro_loss(elbo: Any, model: BayesianLoRA, guide: Any, batch: Batch) -> tuple[float, poutine.Trace]:
@@ -179,7 +179,7 @@ def test_pyro_elbo_is_the_evidence_lower_bound(batch: Batch, components: int, nu
         mixture=mixture,
         sample_scale=0.4,
         num_train_examples=70,
-        temperature=0.3,
+        kl_temperature=0.3,
         prior_scale=0.6,
     )
     for elbo in (TraceMeanField_ELBO(), ItemizedELBO()):

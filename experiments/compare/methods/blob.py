@@ -7,11 +7,11 @@ from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Option
 from bayes_lora.experiments.compare.posteriors import posterior_config, predictive
-from bayes_lora.experiments.compare.training_options import OF_POINT
+from bayes_lora.experiments.compare.training_options import OF_POINT, WEIGHT_DECAY_OF
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.inference import FitOptions, MeanFieldGuide, fit
 from bayes_lora.models import BayesianLoRA
-from bayes_lora.randomness import seeded
+from bayes_lora.randomness import Part, seeded
 
 
 def _config(fitting: Fitting, method: Method) -> MonteCLoRAConfig:
@@ -20,10 +20,10 @@ def _config(fitting: Fitting, method: Method) -> MonteCLoRAConfig:
 
 def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
     """The last checkpoint of the training is all that is kept of it."""
-    with seeded(seed, CPU):
+    options = fitting.study.options(seed, **method.values_of(FitOptions))
+    with seeded(options.seed_of(Part.GUIDE), CPU):
         model = BayesianLoRA(fitting.new_lora(seed), _config(fitting, method)).to(fitting.device)
         guide = MeanFieldGuide(model, init_scale=method.value("init_scale"))
-    options = fitting.study.options(seed, **method.values_of(FitOptions))
     cost = fitting.train(partial(fit, model, guide), fitting.place(method.training.folder, seed), options)
     return predictive(fitting, method, seed, model, guide, cost)
 
@@ -37,11 +37,12 @@ SPECS = (
         source="Wang et al. 2024, BLoB (arXiv 2406.11675)",
         build=_build,
         options=(
-            Option("temperature", 1e-2),  # of the KL; the method's published code anneals it
+            Option("kl_temperature", 1e-2, old_name="temperature"),  # the method's published code anneals it
             # These two are the published code's.
             Option("prior_scale", 0.2),
             Option("init_scale", 2e-3, require_positive),
             *OF_POINT,
+            WEIGHT_DECAY_OF,
             # From there to the standard deviations that it ends with is a long way for a few hundred steps of the
             # usual size.
             Option("posterior_learning_rate", 3e-2),

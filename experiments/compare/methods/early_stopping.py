@@ -2,7 +2,7 @@
 
 from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
-from bayes_lora.experiments.compare.method_spec import Method, MethodSpec
+from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, always
 from bayes_lora.inference import Ensemble
 from bayes_lora.metrics.classification import negative_log_likelihood
 
@@ -27,5 +27,6 @@ SPECS = (
         build=_build,
         needs="point",
         samples="one",
+        chooses=always,
     ),
 )

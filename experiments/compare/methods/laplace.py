@@ -15,6 +15,11 @@ from bayes_lora.inference import (
     tune_prior_precision,
 )
 from bayes_lora.inference.predictors.laplace import tune_prior_precision_held_out
+from bayes_lora.inference.predictors.laplace.predictive import LINKS
+
+
+def _chooses(method: Method) -> bool:
+    return bool(method.value("tuning") == "held_out")
 
 
 def _options(parameters: str, fitting: Fitting, method: Method) -> LaplaceOptions:
@@ -47,7 +52,7 @@ def _build(parameters: str, fitting: Fitting, method: Method, seed: int) -> Fitt
 
 
 def _spec(name: str, parameters: str, summary: str, python: str) -> MethodSpec:
-    one_of_links = partial(require_choice, allowed=("monte_carlo", "probit"))
+    one_of_links = partial(require_choice, allowed=LINKS)
     one_of_tunings = partial(require_choice, allowed=("evidence", "held_out"))
     return MethodSpec(
         name=name,
@@ -62,6 +67,7 @@ def _spec(name: str, parameters: str, summary: str, python: str) -> MethodSpec:
             Option("link", default_of(LaplacePredictor, "link"), one_of_links, of="prediction"),
             Option("tuning", "evidence", one_of_tunings, of="prediction"),
         ),
+        chooses=_chooses,
         check=partial(_options, parameters),
     )
 

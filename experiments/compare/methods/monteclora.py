@@ -8,7 +8,12 @@ from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec
 from bayes_lora.experiments.compare.posteriors import fit_posterior, posterior_config, predictive
-from bayes_lora.experiments.compare.training_options import OF_POINT, OF_POSTERIOR, POSTERIOR_LEARNING_RATE
+from bayes_lora.experiments.compare.training_options import (
+    OF_POINT,
+    OF_POSTERIOR,
+    POSTERIOR_LEARNING_RATE,
+    WEIGHT_DECAY_OF,
+)
 
 
 def _build(
@@ -28,7 +33,7 @@ def _spec(name: str, summary: str, python: str, **fixed: Any) -> MethodSpec:
         passes="S",
         source="arXiv 2411.04358, Algorithm 1",
         build=partial(_build, config_of),
-        options=(*OF_POSTERIOR, *OF_POINT, POSTERIOR_LEARNING_RATE),
+        options=(*OF_POSTERIOR, *OF_POINT, WEIGHT_DECAY_OF, POSTERIOR_LEARNING_RATE),
         has_noise=True,
         check=config_of,
     )

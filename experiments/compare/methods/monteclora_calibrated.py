@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
-from bayes_lora.experiments.compare.method_spec import SUFFIXES, Method, MethodSpec
+from bayes_lora.experiments.compare.method_spec import SUFFIXES, Method, MethodSpec, always
 from bayes_lora.experiments.compare.posteriors import posterior_config, predictive
 from bayes_lora.experiments.compare.training_options import OF_POSTERIOR
 from bayes_lora.inference import MonteCLoRAGuide
@@ -26,6 +26,7 @@ SPECS = (
         build=_build,
         needs="point",
         options=OF_POSTERIOR,
+        chooses=always,
         check=posterior_config,
     ),
 )

@@ -38,6 +38,10 @@ class Block(Protocol):
         """
         ...
 
+    def draw(self, noise: Tensor, prior_precision: float) -> Tensor:
+        """(H + lambda I)^{-1/2} z: a draw of W - W* for each draw z of standard normal numbers (draw, out, in)."""
+        ...
+
     def to(self, device: torch.device) -> "Block":
         """The same block on another device."""
         ...
@@ -63,6 +67,9 @@ class DiagonalBlock:
     @full_precision
     def output_covariance(self, jacobian: Tensor, prior_precision: float) -> Tensor:
         return _gram(jacobian * (self.curvature + prior_precision).rsqrt().to(jacobian))
+
+    def draw(self, noise: Tensor, prior_precision: float) -> Tensor:
+        return noise * (self.curvature + prior_precision).rsqrt().to(noise)
 
     def to(self, device: torch.device) -> "DiagonalBlock":
         return DiagonalBlock(self.curvature.to(device))
@@ -111,6 +118,15 @@ class KroneckerBlock:
             # The remainder itself, not the difference of two Gram matrices, which rounding can make negative.
             covariance = covariance + _gram(jacobian - left @ seen @ right.mT) / prior_precision
         return covariance
+
+    @full_precision
+    def draw(self, noise: Tensor, prior_precision: float) -> Tensor:
+        left, right = self.left_vectors.to(noise), self.right_vectors.to(noise)
+        # The symmetric root: 1 / sqrt(lambda) everywhere, and what is missing where there is curvature.
+        root = (self._eigenvalues + prior_precision).rsqrt() - prior_precision**-0.5
+        seen: Tensor = left.mT @ noise @ right
+        drawn: Tensor = noise * prior_precision**-0.5 + left @ (seen * root.to(noise)) @ right.mT
+        return drawn
 
     def to(self, device: torch.device) -> "KroneckerBlock":
         parts = (self.left_values, self.left_vectors, self.right_values, self.right_vectors)

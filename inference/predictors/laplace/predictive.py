@@ -1,5 +1,6 @@
 """The linearized predictive: a Gaussian over the logits of every example."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.precision import full_precision
 from bayes_lora.randomness import stream
 
+LINKS = ("monte_carlo", "joint", "probit")
+
 
 @dataclass(frozen=True)
 class LaplacePredictor:
@@ -30,8 +33,10 @@ class LaplacePredictor:
     Attributes:
         network: the network that the posterior was fitted on.
         posterior: its posterior.
-        link: "monte_carlo", logits drawn from that Gaussian, exact as the number of draws grows; or "probit", one
-            sample whose softmax is `probit_logits`' closed form.
+        link: "monte_carlo", logits of each row drawn from that Gaussian, exact as the number of draws grows; "joint",
+            the same with parameters drawn, so that a sample is one network's logits of all rows, which checks of
+            replicated labels need (S times the parameters are kept while it predicts); or "probit", one sample whose
+            softmax is `probit_logits`' closed form.
 
     Example:
         >>> predictor = LaplacePredictor(network, posterior)  # doctest: +SKIP
@@ -43,7 +48,7 @@ class LaplacePredictor:
     link: str = "monte_carlo"
 
     def __post_init__(self) -> None:
-        require_choice("link", self.link, ("monte_carlo", "probit"))
+        require_choice("link", self.link, LINKS)
 
     def __call__(
         self,
@@ -55,7 +60,8 @@ class LaplacePredictor:
     ) -> Prediction:
         """Logits (sample, example, class) of every row; "probit" gives one sample, whatever `num_samples`.
 
-        Draw s of the i-th row depends on (seed, s, i) only: not on the batches, nor on how many draws there are.
+        Draw s of the i-th row depends on (seed, s, i) only, of "joint" draw s on (seed, s): not on the batches, nor on
+        how many draws there are.
 
         Raises:
             PosteriorFileError: the posterior does not fit the network.
@@ -87,8 +93,11 @@ class LaplacePredictor:
             require_positive("prior precision", precision)
         linears = match_linears(self.network, self.posterior)
         noise = [np.random.default_rng(stream(seed, draw)) for draw in range(num_samples)]
+        drawn = [_parameters(self.posterior, noise, value) for value in precisions] if self.link == "joint" else []
 
         def samples(inputs: Inputs) -> Tensor:
+            if self.link == "joint":
+                return torch.cat(linearized_logits(self.network, linears, inputs, drawn))
             mean, covariances = output_gaussians(self.network, self.posterior, linears, inputs, precisions)
             if self.link == "probit":
                 return torch.cat([probit_logits(mean, covariance).unsqueeze(0) for covariance in covariances])
@@ -98,7 +107,12 @@ class LaplacePredictor:
 
         with evaluation_mode(self.network):
             all_samples = collect(samples, loader, linears[0].module.weight.device, on_batch)
-        return [Prediction(logits, all_samples.labels) for logits in all_samples.logits.chunk(len(precisions))]
+        # A prior of precision lambda, and each row's likelihood once.
+        temperature = None if self.link == "probit" else 1.0
+        return [
+            Prediction(logits, all_samples.labels, temperature, joint=self.link != "monte_carlo")
+            for logits in all_samples.logits.chunk(len(precisions))
+        ]
 
 
 def output_gaussians(
@@ -129,6 +143,39 @@ def output_gaussians(
         on_device = block.to(jacobian.device)
         total += torch.stack([on_device.output_covariance(jacobian, value) for value in precisions]).to(total.device)
     return logits.double(), list(total)
+
+
+def linearized_logits(
+    network: nn.Module, linears: Sequence[NamedLinear], inputs: Inputs, drawn: Sequence[Sequence[Tensor]]
+) -> list[Tensor]:
+    """f(x; theta*) + J delta, in double precision, (sample, example, class), for each set of draws of delta.
+
+    Args:
+        network: in evaluation mode.
+        linears: the Linears.
+        inputs: a batch on the network's device, without labels.
+        drawn: for each set, the draws (sample, out, in) of each Linear.
+    """
+    logits, gradients = backpropagate(network, linears, inputs, _unit_columns)
+    totals = [logits.double().expand(len(deltas[0]), -1, -1).clone() for deltas in drawn]
+    for index, of_linear in enumerate(gradients):
+        jacobian = of_linear.of_weight()
+        for total, deltas in zip(totals, drawn, strict=True):
+            total += torch.einsum("ncoi,soi->snc", jacobian, deltas[index].to(jacobian)).to(total)
+    return totals
+
+
+def _parameters(posterior: LaplacePosterior, noise: Sequence[np.random.Generator], precision: float) -> list[Tensor]:
+    """Draws (sample, out, in) of W - W* for each block; draw s is read from the s-th generator's stream.
+
+    The generators are left where they were, so that every precision has the same noise.
+    """
+    streams = [copy.deepcopy(generator) for generator in noise]
+    found = []
+    for block in posterior.blocks.values():
+        variates = np.stack([generator.standard_normal(block.shape) for generator in streams])
+        found.append(block.draw(torch.from_numpy(variates), precision).float())
+    return found
 
 
 def probit_logits(mean: Tensor, covariance: Tensor) -> Tensor:

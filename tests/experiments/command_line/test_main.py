@@ -169,7 +169,7 @@ def test_an_error_is_one_message_and_a_status(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        "from bayes_lora.experiments.command_line.main import main; main()",
+        "from bayes_lora.experiments.command_line.entry import main; main()",
         "predict",
         str(tmp_path),
     ]
@@ -184,7 +184,7 @@ def test_an_interrupted_fit_is_resumed_to_the_same_end(rows_file: Path, tmp_path
     options = [*QUICK, "--epochs", "4", "--save-every", "2"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(*fit_arguments(rows_file), "--out", whole, *options)
-    command = [sys.executable, "-c", "from bayes_lora.experiments.command_line.main import main; main()"]
+    command = [sys.executable, "-c", "from bayes_lora.experiments.command_line.entry import main; main()"]
     arguments = [str(argument) for argument in (*fit_arguments(rows_file), "--out", cut, *options)]
     # As many threads as here: sums over another number of threads round differently.
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}

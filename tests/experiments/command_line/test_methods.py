@@ -26,7 +26,7 @@ def test_one_of_them_is_shown_with_its_options() -> None:
     assert METHODS["laplace"].source in shown
     assert "It has no options." in run("methods", "map").stdout
     found = json.loads(run("methods", "blob", "--json").stdout)
-    assert found["options"][0] == {"name": "temperature", "default": "0.01", "of": "training"}
+    assert found["options"][0] == {"name": "kl_temperature", "default": "0.01", "of": "training"}
     assert (found["needs"], found["has_noise"]) == ("own", True)
     with pytest.raises(ConfigurationError, match=r"there is no method 'bloob'\. The methods are base_rate, "):
         run("methods", "bloob")

@@ -20,7 +20,7 @@ from tests.experiments.commands import run
 from tests.hub_server import serve
 from tests.posteriors import FILES
 
-COMMAND = [sys.executable, "-c", "from bayes_lora.experiments.command_line.main import main; main()", "push"]
+COMMAND = [sys.executable, "-c", "from bayes_lora.experiments.command_line.entry import main; main()", "push"]
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ OWN = ["--train-file", "ROWS", *PAIRS]
         ([*OWN, "--label-column", "y"], DataError, "no column 'y'"),
         ([*OWN, "--label-column", "prediction"], TaskError, "'prediction' cannot be a text or label column"),
         ([*OWN, "--base-model", "./no"], BaseModelError, "looks like a path, but there is no such folder"),
-        ([*OWN, "--temperature", "0.1"], ConfigurationError, "temperature=0.1 belongs to objective='elbo'"),
+        ([*OWN, "--temperature", "0.1"], ConfigurationError, "kl_temperature=0.1 belongs to objective='elbo'"),
         ([*OWN, "--method", "map2"], ConfigurationError, "--method 'map2' is unknown"),
         ([*OWN, "--limit", "0"], ConfigurationError, "--limit=0 must be an integer >= 1"),
         ([*OWN, "--num-samples", "0"], ConfigurationError, "num_samples=0 must be an integer >= 1"),

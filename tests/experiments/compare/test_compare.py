@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import torch
 from bayes_lora.errors import ConfigurationError, RunExistsError, TaskError
 from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.report import write_report
-from bayes_lora.experiments.compare.running import EVALUATED, Results, run_study
+from bayes_lora.experiments.compare.running import EVALUATED, HELD_OUT, Results, _Bench, run_study
 from bayes_lora.experiments.runs.study_folder import only_one
-from bayes_lora.metrics.classification import example_losses
+from bayes_lora.inference import Ensemble, fit_temperature
+from bayes_lora.inference.storage.predictions import row_id
+from bayes_lora.metrics.classification import example_losses, negative_log_likelihood
 from tests.experiments.commands import run
 from tests.experiments.compare.studies import COMPARED, QUIET, make_study, named
 
 
 def copy_of(results: Results, folder: Path) -> Results:
     shutil.copytree(results.folder, folder)
-    return Results(folder, results.methods, results.seeds, results.with_outside)
+    return replace(results, folder=folder)
 
 
 def test_every_prediction_is_there_with_its_cost(done: Results) -> None:
@@ -49,6 +52,31 @@ def test_sessions(done: Results, tmp_path: Path, data_dir: Path, base: str) -> N
     first, second = json.loads((again.folder / "sessions.json").read_text(encoding="utf-8"))
     assert first == session
     assert [(job["method"], job["seed"]) for job in second["jobs"]] == [("mc_dropout", 1)]
+
+
+def test_a_temperature_is_not_chosen_by_rows_that_were_chosen_by(tmp_path: Path, data_dir: Path, base: str) -> None:
+    study = make_study(data_dir, base)
+    rows = study.load()
+    both = run_study(study, parse_methods("early_stopping,early_stopping+temperature"), tmp_path / "s", console=QUIET)
+    assert not both.missing
+    assert not both.failed
+    whole, halved = (both.read(found, 0, HELD_OUT) for found in (both.methods[0], both.methods[1].untempered))
+    held_out = [row_id(row, rows.task.columns) for row in study.split(rows, 0)[1]]
+    assert list(whole.row_ids) == held_out
+    assert list(halved.row_ids) == held_out[1::2]
+    # The checkpoint is that of the least NLL on the other half.
+    bench = _Bench.of(study, rows, both.folder, None, torch.device("cpu"))
+    fitting = bench.fitting(0)
+    point, _ = fitting.point(0)
+    other = fitting.held_out.halves()[0]
+    nlls = []
+    for state in fitting.point_checkpoints(point, 0):
+        found = Ensemble(point.network, [state])(other.loader())
+        assert found.labels is not None
+        nlls.append(negative_log_likelihood(found.mean_probs, found.labels))
+    assert both.chosen(both.methods[1], 0)["checkpoint"] == nlls.index(min(nlls)) + 1
+    temperature = both.chosen(both.methods[1], 0)["temperature"]
+    assert temperature == fit_temperature(halved.prediction)
 
 
 def test_temperature_keeps_the_class_and_is_chosen_on_held_out_rows(done: Results) -> None:

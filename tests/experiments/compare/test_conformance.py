@@ -30,7 +30,7 @@ from tests.experiments.compare.studies import named
 def fitting(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Fitting:
     rows = study.load()
     tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
-    fit, held_out = (EncodedRows.of(rows.task, part, tokenizer, study) for part in (rows.fit, rows.held_out))
+    fit, held_out = (EncodedRows.of(rows.task, part, tokenizer, study) for part in study.split(rows, 0))
     return Fitting(study, rows.task.label_names, fit, held_out, tmp_path_factory.mktemp("trained"))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.contributing import copy_with_example, example, run_pytest, run_python
 
-MAIN = "from bayes_lora.experiments.command_line.main import main; main()"
+MAIN = "from bayes_lora.experiments.command_line.entry import main; main()"
 CONFORMANCE = "tests/experiments/compare/test_conformance.py"
 
 

@@ -22,7 +22,7 @@ def test_names_options_and_suffixes() -> None:
         Method(METHODS["map"]),
         Method(
             METHODS["monteclora"],
-            (("objective", "elbo"), ("temperature", 0.01), ("sample_scale", 0.05)),
+            (("objective", "elbo"), ("kl_temperature", 0.01), ("sample_scale", 0.05)),
             calibrated=True,
             tempered=True,
         ),
@@ -50,8 +50,10 @@ def test_folders_differ_where_methods_do() -> None:
 
 def test_however_it_is_written_it_is_one_method() -> None:
     written = "monteclora[temperature=1,objective=elbo],monteclora[objective=elbo,temperature=1.0],"
+    written += "monteclora[objective=elbo,kl_temperature=1],"  # of which temperature is the old name
     (method,) = parse_methods(written + "monteclora[objective=elbo, temperature=10e-1]")
-    assert method.label == "monteclora[objective=elbo,temperature=1]"
+    assert method.label == "monteclora[objective=elbo,kl_temperature=1]"
+    # Folders of what was trained under the old name are found.
     assert method.folder == "monteclora_objective=elbo_temperature=1"
 
 
@@ -70,7 +72,29 @@ def test_two_names_of_one_thing() -> None:
 
 def test_a_temperature_is_applied_to_what_another_predicts() -> None:
     methods = parse_methods("temperature,monteclora+calibrated+temperature,map,blob+mean+temperature")
-    assert with_bases(methods) == [named("map"), named("monteclora+calibrated"), named("blob+mean")]
+    halved = replace(named("monteclora+calibrated"), halved=True)
+    assert with_bases(methods) == [named("map"), halved, named("blob+mean")]
+
+
+@pytest.mark.parametrize(
+    ("written", "halved"),
+    [
+        ("early_stopping", True),
+        ("monteclora_calibrated", True),
+        ("monteclora+calibrated", True),
+        ("laplace[tuning=held_out]", True),
+        ("laplace", False),  # the evidence needs no rows held out
+        ("map", False),
+        ("deep_ensemble", False),
+        ("monteclora+mean", False),
+    ],
+)
+def test_rows_are_not_chosen_by_twice(written: str, halved: bool) -> None:
+    assert named(written).untempered == named(written)
+    base = named(written + "+temperature").untempered
+    assert base == replace(named(written), halved=halved)
+    assert (base.folder == named(written).folder) is not halved
+    assert base.training == named(written).training
 
 
 @pytest.mark.parametrize(
@@ -99,11 +123,11 @@ def test_defaults_are_those_of_what_the_options_configure() -> None:
     shown = {option.name: option.default_text for option in METHODS["monteclora"].options}
     assert shown["sample_scale"] == str(MonteCLoRAConfig().sample_scale)
     assert shown["kl_weight"] == f"{MonteCLoRAConfig().kl_weight} with paper"
-    assert shown["temperature"] == "1 with elbo"
+    assert shown["kl_temperature"] == "1 with elbo"
     assert shown["degrees_of_freedom"] == "rank with paper, in_features with elbo"
     assert named("monteclora").values_of(MonteCLoRAConfig) == {}
     assert named("monteclora[epochs=2,num_components=8]").values_of(MonteCLoRAConfig) == {"num_components": 8}
-    assert named("blob").values_of(MonteCLoRAConfig) == {"temperature": 0.01, "prior_scale": 0.2}
+    assert named("blob").values_of(MonteCLoRAConfig) == {"kl_temperature": 0.01, "prior_scale": 0.2}
     assert named("blob[prior_scale=1]").value("prior_scale") == 1
     assert named("swag").value("scale") == 0.5
 

@@ -1,13 +1,18 @@
 """Tables, tests and figures of a comparison."""
 
 import csv
+import math
+from pathlib import Path
 
 import pytest
 from numpy.testing import assert_allclose
 from torch import Tensor
 
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.experiments.command_line.compare import _short_names
 from bayes_lora.experiments.compare.method_spec import Method
-from bayes_lora.experiments.compare.report import latex, markdown, markdown_differences, scores
+from bayes_lora.experiments.compare.methods import parse_methods
+from bayes_lora.experiments.compare.report import _interval, latex, markdown, markdown_differences, over_seeds, scores
 from bayes_lora.experiments.compare.running import Results
 from bayes_lora.experiments.compare.significance import significance
 from bayes_lora.inference import all_metrics
@@ -32,11 +37,33 @@ def test_numbers_follow_from_the_stored_predictions(done: Results) -> None:
     assert "temperature=" in row["chosen"]
 
 
+def test_the_overview_has_the_methods_that_were_picked(done: Results, tmp_path: Path) -> None:
+    assert (done.folder / "overview.png").read_bytes().startswith(b"\x89PNG")
+    found = scores(done)
+    means = {method: _interval([numbers["nll"] for numbers in of.values()]) for method, of in found.items()}
+    first, second = (found[named("map")][seed]["nll"] for seed in (0, 1))
+    # Student's t of two seeds: 12.7 standard errors.
+    half = 12.706 * abs(first - second) / 2
+    assert means[named("map")] == pytest.approx(((first + second) / 2, half), rel=1e-4)
+    assert math.isnan(_interval([1.0])[1])
+
+
+def test_short_names_are_of_methods_that_are_compared() -> None:
+    wanted = parse_methods("map,laplace[link=probit]")
+    assert _short_names(["Laplace = laplace[link=probit]"], wanted) == {wanted[1]: "Laplace"}
+    for text in ("Laplace", "=map", "L=laplace"):
+        with pytest.raises(ConfigurationError, match="must be NAME=METHOD, with one of the --methods"):
+            _short_names([text], wanted)
+
+
 def test_tables(done: Results) -> None:
     found = scores(done)
     page = (done.folder / "table.md").read_text(encoding="utf-8")
     means, *_ = page.partition("\n## Minus")
-    assert means == markdown(found)
+    assert means == f"{markdown(found)}\n{over_seeds('per_seed')}\n"
+    assert over_seeds("per_seed").startswith("Over seeds is over training and held-out rows")
+    assert "what other ones would give, and what they would choose, is in no interval" in over_seeds("shared")
+    means = markdown(found)
     lines = means.splitlines()
     assert len(lines) == 2 + 5
     assert all(line.count("|") == lines[0].count("|") for line in lines)

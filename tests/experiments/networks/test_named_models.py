@@ -41,3 +41,10 @@ def test_the_example_of_contributing_is_all_it_takes(tmp_path: Path) -> None:
     done = run_pytest(copy, "tests/experiments/networks/test_named_models.py", "-k", "tinybert")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "test_each_is_found_and_listed[tinybert] PASSED" in done.stdout
+
+
+def test_without_its_package_a_model_comes_from_the_hub() -> None:
+    def find() -> str:
+        raise ImportError
+
+    assert NamedModel("tiny", find, on_the_hub="owner/tiny", package="tiny-bert").locate() == "owner/tiny"

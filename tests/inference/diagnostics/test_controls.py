@@ -122,7 +122,7 @@ def of_classifications() -> Outcomes:
         probs = problem.logits(problem.true_a, problem.test_inputs).softmax(-1)
         test_labels = torch.multinomial(probs, 1, generator=generator).squeeze(1)
         for control, a in posteriors(draws).items():
-            trained_on = Prediction(problem.logits(a, problem.inputs), problem.labels)
+            trained_on = Prediction(problem.logits(a, problem.inputs), problem.labels, kl_temperature=1.0)
             held_out = Prediction(problem.logits(a, problem.test_inputs), test_labels)
             found.setdefault(("loo_pit", control), []).append(loo_pit(trained_on, seed=seed).flagged)
             for check in (check_label_rates, check_accuracy, check_confidence):

@@ -17,7 +17,7 @@ from bayes_lora.errors import AdapterError, ConfigurationError, DataError, Likel
 from bayes_lora.inference import FitOptions, MeanFieldGuide, MonteCLoRAGuide, autoguide, fit, predict
 from bayes_lora.inference.diagnostics.arviz_bridge import group, group_names
 from bayes_lora.inference.diagnostics.inference_data import to_inference_data
-from bayes_lora.inference.guides.latent_draws import latent_draws
+from bayes_lora.inference.diagnostics.latent_draws import latent_draws
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.models.own_sites import OwnSites
 from bayes_lora.randomness import stream

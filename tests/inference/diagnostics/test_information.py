@@ -20,7 +20,7 @@ from bayes_lora.models import BayesianLoRA
 from bayes_lora.randomness import stream
 from tests.networks import Batch, build_bank, build_network, build_pair
 
-ELBO: dict[str, Any] = {"objective": "elbo", "num_train_examples": 70, "prior_scale": 0.6, "temperature": 0.5}
+ELBO: dict[str, Any] = {"objective": "elbo", "num_train_examples": 70, "prior_scale": 0.6, "kl_temperature": 0.5}
 CASES: list[dict[str, Any]] = [
     {},
     {"sampler": "explicit", "num_outer_samples": 2},

@@ -58,23 +58,30 @@ def test_without_randomization_a_perfect_classifier_would_not_be_uniform() -> No
     assert stats.kstest(middle, "uniform").pvalue < 1e-6 < found.p_value
 
 
-def conjugate(num_rows: int, num_draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draws (draw, class) of p from Dirichlet(2 + counts), and the labels counted."""
+def conjugate(
+    num_rows: int, num_draws: int, generator: torch.Generator, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Draws (draw, class) of p from Dirichlet(2 + counts / T), and the labels counted."""
     labels = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), num_rows, replacement=True, generator=generator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator.initial_seed())
-        posterior = torch.distributions.Dirichlet(2 + labels.bincount(minlength=3).double())
+        posterior = torch.distributions.Dirichlet(2 + labels.bincount(minlength=3).double() / temperature)
         return posterior.sample((num_draws,)), labels
 
 
-def test_weights_leave_the_row_out() -> None:
-    """One Dirichlet for all rows: without row i, the predictive is (1 + counts of the others) over their number."""
+@pytest.mark.parametrize(("temperature", "unreliable"), [(1.0, 0), (0.5, 0), (0.01, 12)])
+def test_weights_leave_the_row_out(temperature: float, unreliable: int) -> None:
+    """One Dirichlet for all rows: without row i, the predictive is 2 + counts of the others / T, over their sum; where
+    a row has the weight of a hundred, the weights say that they fail."""
     generator = torch.Generator().manual_seed(1)
-    probs, labels = conjugate(12, 40_000, generator)
-    prediction = Prediction(probs.log().unsqueeze(1).expand(-1, 12, -1), labels)
+    probs, labels = conjugate(12, 40_000, generator, temperature)
+    prediction = Prediction(probs.log().unsqueeze(1).expand(-1, 12, -1), labels, temperature)
     found = loo_pit(prediction, seed=2)
+    assert found.unreliable == unreliable
+    if unreliable:
+        return
     counts = labels.bincount(minlength=3).double()
-    left_out = 2 + counts - torch.nn.functional.one_hot(labels, 3)
+    left_out = 2 + (counts - torch.nn.functional.one_hot(labels, 3)) / temperature
     exact = left_out / left_out.sum(-1, keepdim=True)
     logits = exact.log().unsqueeze(0)
     twin = loo_pit(Prediction(logits, labels), held_out=True, seed=2)
@@ -82,13 +89,20 @@ def test_weights_leave_the_row_out() -> None:
     np.testing.assert_allclose(found.values, twin.values, atol=4 * 2 * 0.5 / 200)
     seen = loo_pit(prediction, held_out=True, seed=2)
     assert np.abs(seen.values - twin.values).max() > 0.02
-    assert found.unreliable == 0
+
+
+def test_draws_of_no_density_leave_no_row_out() -> None:
+    probs, labels = conjugate(12, 50, torch.Generator().manual_seed(1))
+    with pytest.raises(
+        ConfigurationError, match=r"objective='paper' has none, nor have dropout and ensembles.*held_out"
+    ):
+        loo_pit(Prediction(probs.log().unsqueeze(1).expand(-1, 12, -1), labels))
 
 
 def test_rows_without_reliable_weights_are_counted() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 6 * torch.randn(100, 20, 2, generator=generator, dtype=torch.double)
-    found = loo_pit(Prediction(logits, torch.zeros(20, dtype=torch.long)))
+    found = loo_pit(Prediction(logits, torch.zeros(20, dtype=torch.long), 1.0))
     assert found.unreliable > 10
     assert f"For {found.unreliable} of 20 rows the leave-one-out weights are not reliable" in found.message
 
@@ -96,7 +110,7 @@ def test_rows_without_reliable_weights_are_counted() -> None:
 def test_draws_that_all_agree() -> None:
     """A point estimate repeated: weights are equal, and leave-one-out is the plain mean."""
     one = calibrated(0, num_rows=30)
-    many = Prediction(one.logits.expand(50, -1, -1), one.labels)
+    many = Prediction(one.logits.expand(50, -1, -1), one.labels, 1.0)
     found = loo_pit(many, seed=1)
     np.testing.assert_allclose(found.values, loo_pit(one, held_out=True, seed=1).values)
     assert found.unreliable == 0

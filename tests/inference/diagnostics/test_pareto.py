@@ -156,7 +156,10 @@ def test_it_is_refused_at_transformer_size() -> None:
     ("config", "message"),
     [
         ({}, "objective='paper' has no joint density to compare the guide with"),
-        ({"objective": "elbo", "num_train_examples": 5, "temperature": 0.5}, r"temperature=0\.5 weighs the prior"),
+        (
+            {"objective": "elbo", "num_train_examples": 5, "kl_temperature": 0.5},
+            r"kl_temperature=0\.5 weighs the prior",
+        ),
     ],
 )
 def test_models_without_a_joint(config: dict[str, Any], message: str) -> None:

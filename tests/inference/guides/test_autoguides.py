@@ -31,7 +31,7 @@ from bayes_lora.inference.guides.mean_field import MeanFieldGuide
 from bayes_lora.models import BayesianLoRA
 from tests.networks import Batch, build_network, learnable_rows
 
-ELBO: dict[str, Any] = {"objective": "elbo", "num_train_examples": 70, "temperature": 0.3, "prior_scale": 0.6}
+ELBO: dict[str, Any] = {"objective": "elbo", "num_train_examples": 70, "kl_temperature": 0.3, "prior_scale": 0.6}
 FACTORIES = [AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoDelta]
 GAUSSIANS = FACTORIES[:-1]
 
@@ -134,7 +134,7 @@ def test_svi_trains_the_guide_and_the_rest_of_the_network(batch: Batch, factory:
 @pytest.mark.parametrize("factory", [AutoNormal, partial(AutoLowRankMultivariateNormal, rank=3)])
 def test_fit_learns(factory: Any) -> None:
     network = build_network(num_layers=1, target_modules=["query", "value", "dense"])
-    config = {**ELBO, "num_train_examples": 48, "temperature": 1e-3}
+    config = {**ELBO, "num_train_examples": 48, "kl_temperature": 1e-3}
     model = BayesianLoRA(network, bl.MonteCLoRAConfig(**config))
     guide = autoguide(model, factory, init_scale=1e-3)
     options = FitOptions(epochs=8, batch_size=8, learning_rate=3e-2, log_every=6)
@@ -154,6 +154,7 @@ def test_fit_learns(factory: Any) -> None:
 
 def test_the_trainer_takes_it(tmp_path: Path) -> None:
     model, guide = build(AutoDiagonalNormal)
+    model.set_num_train_examples(16)
     arguments = TrainingArguments(
         str(tmp_path), max_steps=2, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
     )

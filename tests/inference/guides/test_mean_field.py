@@ -24,7 +24,7 @@ from bayes_lora.models import BayesianLoRA
 from tests.networks import Batch, build_bank, build_network, learnable_rows
 from tests.statistics import assert_mean
 
-ELBO: dict[str, Any] = {"objective": "elbo", "num_train_examples": 70, "temperature": 0.3, "prior_scale": 0.6}
+ELBO: dict[str, Any] = {"objective": "elbo", "num_train_examples": 70, "kl_temperature": 0.3, "prior_scale": 0.6}
 Pair = tuple[BayesianLoRA, MeanFieldGuide]
 
 
@@ -203,7 +203,7 @@ def test_svi_trains_mean_and_deviation(batch: Batch, elbo: Any) -> None:
 
 def test_fit_learns() -> None:
     network = build_network(num_layers=1, target_modules=["query", "value", "dense"])
-    model, guide = build(network, num_train_examples=48, temperature=0.01, init_scale=2e-3)
+    model, guide = build(network, num_train_examples=48, kl_temperature=0.01, init_scale=2e-3)
     options = FitOptions(epochs=8, batch_size=8, learning_rate=3e-2, log_every=6)
     history = fit(model, guide, learnable_rows(), options).history
     assert history[-1]["nll"] < history[0]["nll"] / 2
@@ -211,7 +211,7 @@ def test_fit_learns() -> None:
 
 
 def test_the_trainer_takes_it(tmp_path: Any) -> None:
-    model, guide = build(build_network(num_layers=1))
+    model, guide = build(build_network(num_layers=1), num_train_examples=16)
     before = guide.deviation(model.sites.groups[0]).detach().clone()
     arguments = TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
     rows = learnable_rows(16)

@@ -37,16 +37,22 @@ class LinearClassifier(torch.nn.Module):
 
 
 def build(
-    sharpness: float = 20.0, *, wrong: int = 4, dtype: torch.dtype = torch.double, **config: Any
+    sharpness: float = 20.0,
+    *,
+    num_rows: int = 200,
+    wrong: float = 0.2,
+    dtype: torch.dtype = torch.double,
+    **config: Any,
 ) -> tuple[BayesianLoRA, Batch]:
-    """A classifier and 20 rows, labelled with the class it finds most probable, the first `wrong` with another."""
+    """A classifier and rows, labelled with the class it finds most probable, the first fifth with another."""
     torch.manual_seed(0)
     network = peft.get_peft_model(LinearClassifier(sharpness), peft.LoraConfig(r=4, target_modules=["layer"]))
     torch.nn.init.normal_(network.get_parameter("base_model.model.layer.lora_B.default.weight"), std=0.3)
-    inputs = torch.randn(20, 6).to(dtype)
+    inputs = torch.randn(num_rows, 6).to(dtype)
     with torch.no_grad():
         labels = network.to(dtype)(inputs)[0].argmax(-1)
-    labels[:wrong] = (labels[:wrong] + 1) % 3
+    few = round(wrong * num_rows)
+    labels[:few] = (labels[:few] + 1) % 3
     return BayesianLoRA(network, bl.MonteCLoRAConfig(**config)), {"x": inputs, "labels": labels}
 
 
@@ -54,7 +60,7 @@ def nll_at(model: BayesianLoRA, guide: Any, batch: Batch, scale: float) -> float
     """The obvious way: -ln of the mean probability of the label, at one scale."""
     model.set_sample_scale(scale)
     probs = predict(model, guide, [batch], num_samples=SAMPLES).mean_probs.numpy()
-    return float(-np.log(probs[np.arange(20), batch["labels"].numpy()]).mean())
+    return float(-np.log(probs[np.arange(len(probs)), batch["labels"].numpy()]).mean())
 
 
 @pytest.mark.parametrize("config", [{}, ELBO], ids=["paper", "elbo"])
@@ -127,6 +133,24 @@ def test_chance_alone_would_have_said_otherwise() -> None:
     assert not any(one.improves for one in found)
 
 
+def test_few_rows_are_not_enough_to_know() -> None:
+    """Of 20 rows the 4 wrong ones have all to say: noise halves the NLL, by far more than the error of its draws, but
+    other rows might have none that is wrong."""
+    model, batch = build(num_rows=20)
+    guide = MonteCLoRAGuide(model)
+    found = calibrate_scale(model, guide, [batch], num_samples=SAMPLES, bounds=BOUNDS)
+    best, nll = min(found.tried, key=lambda pair: pair[1])
+    model.set_sample_scale(best)
+    drawn, mean = (
+        _score(predict(model, guide, [batch], num_samples=SAMPLES, at_mean=at_mean)) for at_mean in (False, True)
+    )
+    assert found.mean_nll - nll > 2 * drawn.error
+    difference = (mean.of_rows - drawn.of_rows).numpy()
+    assert drawn.error_beside(mean) == pytest.approx(math.hypot(drawn.error, difference.std(ddof=1) / math.sqrt(20)))
+    assert found.mean_nll - nll < 2 * drawn.error_beside(mean)
+    assert not found.improves
+
+
 def test_where_scale_zero_is_not_allowed_the_least_is_taken() -> None:
     model, batch = build(1.0, wrong=0, **ELBO)
     found = calibrate_scale(model, MonteCLoRAGuide(model), [batch], num_samples=SAMPLES, bounds=(1e-2, 10.0))
@@ -186,7 +210,7 @@ def test_the_seed_decides_and_the_callers_generator_does_not() -> None:
 def test_a_loader_that_can_be_read_once() -> None:
     model, batch = build()
     guide = MonteCLoRAGuide(model)
-    parts = [{name: value[start : start + 10] for name, value in batch.items()} for start in (0, 10)]
+    parts = [{name: value[start : start + 100] for name, value in batch.items()} for start in (0, 100)]
     whole = calibrate_scale(model, guide, [batch], num_samples=4, bounds=(0.1, 10.0))
     once = calibrate_scale(model, guide, iter(parts), num_samples=4, bounds=(0.1, 10.0))
     assert once.scale == whole.scale
@@ -224,7 +248,7 @@ def test_errors_leave_the_scale_alone() -> None:
     with pytest.raises(DataError, match="the loader has no batches"):
         calibrate_scale(model, guide, [])
     with pytest.raises(DataError, match=r"labels run from 0 to 7, but there are 3 classes"):
-        calibrate_scale(model, guide, [{**batch, "labels": torch.tensor([7, *[0] * 19])}])
+        calibrate_scale(model, guide, [{**batch, "labels": torch.tensor([7, *[0] * 199])}])
     with pytest.raises(ConfigurationError, match="num_samples=1 draw says nothing about the error"):
         calibrate_scale(model, guide, [batch], num_samples=1)
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 CONFIGS: list[dict[str, Any]] = [
     {"num_components": 3, "sample_scale": 0.3},
     {"mixture": "sparse", "sampler": "explicit", "num_outer_samples": 2, "degrees_of_freedom": 20.5},
-    {"objective": "elbo", "num_train_examples": 20, "temperature": 0.5, "prior_scale": 0.3},
+    {"objective": "elbo", "num_train_examples": 20, "kl_temperature": 0.5, "prior_scale": 0.3},
 ]
 
 

@@ -43,7 +43,7 @@ def equal(first: list[Tensor], second: list[Tensor]) -> list[bool]:
     return [torch.equal(a, b) for a, b in zip(first, second, strict=True)]
 
 
-@pytest.mark.parametrize("config", [{}, {"objective": "elbo", "num_train_examples": 48, "temperature": 0.01}])
+@pytest.mark.parametrize("config", [{}, {"objective": "elbo", "num_train_examples": 48, "kl_temperature": 0.01}])
 def test_it_learns_what_can_be_learned(config: dict[str, Any]) -> None:
     options = FitOptions(epochs=12, batch_size=8, learning_rate=2e-2, log_every=6)
     network = build_network(num_layers=1, target_modules=["query", "value", "dense"])

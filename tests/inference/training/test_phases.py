@@ -13,6 +13,7 @@ from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
 from bayes_lora.inference import FitOptions, MonteCLoRAGuide, fit, fit_network
 from bayes_lora.inference.training.sealed_trainer import SealedTrainer
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.randomness import Part
 from tests.networks import build_bert, build_network, build_pair, learnable_rows
 
 POST_HOC = FitOptions(epochs=2, batch_size=8, learning_rate=1e-2, log_every=2, phases="posterior")
@@ -74,6 +75,7 @@ def test_the_point_estimate_is_the_trainers(tmp_path: Path) -> None:
         learning_rate=1e-2,
         weight_decay=0.0,
         seed=0,
+        data_seed=options.seed_of(Part.ORDER),
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

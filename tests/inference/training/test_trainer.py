@@ -42,7 +42,7 @@ def build_trainer(
     folder: Path, trainer: type[SVITrainer] = SVITrainer, dropout: float = 0.1, **options: Any
 ) -> SVITrainer:
     own = (
-        *("posterior_learning_rate", "callbacks", "compute_metrics", "compute_loss_func"),
+        *("posterior_learning_rate", "weight_decay_of", "callbacks", "compute_metrics", "compute_loss_func"),
         "preprocess_logits_for_metrics",
     )
     keywords = {name: options.pop(name) for name in own if name in options}

@@ -1,0 +1,43 @@
+"""How many rows a posterior is of: objective "elbo" weighs its KL by that."""
+
+from typing import Any
+
+from bayes_lora.errors import ConfigurationError
+from bayes_lora.models import BayesianLoRA
+
+
+def count_training_rows(model: BayesianLoRA, dataset: Any) -> None:
+    """Set the model's `num_train_examples` to the number of rows, or check that it is that.
+
+    Each row counts once. It does not matter how often it is seen, by how many processes the rows are shared, how many
+    batches are accumulated, or whether training is resumed.
+
+    Args:
+        model: of objective "elbo"; under "paper" the KL has no such weight, and nothing is done.
+        dataset: the training rows, of all processes together.
+
+    Raises:
+        ConfigurationError: the number is another one; or it is not given, and the rows cannot be counted, or are not
+            what the likelihood counts.
+    """
+    config = model.config
+    if config.objective != "elbo":
+        return
+    given = config.num_train_examples
+    if not model.likelihood.counts_rows or not hasattr(dataset, "__len__"):
+        if given is None:
+            why = "the dataset has no length" if model.likelihood.counts_rows else "the likelihood does not count rows"
+            raise ConfigurationError(
+                f"objective='elbo' needs the number of training rows, and {why}. Give it: "
+                "MonteCLoRAConfig(..., num_train_examples=...), or model.set_num_train_examples(...)."
+            )
+        return
+    found = len(dataset)
+    if given is None:
+        model.set_num_train_examples(found)
+    elif given != found:
+        raise ConfigurationError(
+            f"num_train_examples={given} weighs the KL by 1 / {given}, but there are {found} rows to train on: "
+            f"each would count {given / found:.3g} times. Leave it out, and the rows are counted; or call "
+            f"model.set_num_train_examples({found}) where training goes on with other rows."
+        )

@@ -1,0 +1,68 @@
+"""Every method that trains, by the command line: killed while it trains, gone on with to the same predictions, found again."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Trainer
+
+from bayes_lora.experiments.compare.methods import METHODS
+from tests.experiments.commands import run
+
+STEPS = Trainer.training_step
+
+
+class Killed(BaseException):
+    """As a process is that is killed: nothing catches it."""
+
+
+def predictions(study: Path) -> dict[str, bytes]:
+    found = sorted((study / "predictions").rglob("*.parquet"))
+    assert found
+    return {str(path.relative_to(study)): logits_of(path) for path in found}
+
+
+def logits_of(path: Path) -> bytes:
+    """Without the seconds that it took."""
+    from bayes_lora.inference.storage.predictions import read_prediction
+
+    return read_prediction(path).prediction.logits.numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_goes_all_the_way(
+    name: str, base: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["compare", "--task", "mrpc", "--outside", "rte", "--data-dir", data_dir, "--base-model", base]
+    command += ["--methods", name, "--seeds", "0", "--epochs", "2", "--batch-size", "8", "--num-samples", "2"]
+    command += ["--train-rows", "24", "--held-out", "0.25", "--rank", "2", "--eval-rows", "6", "--lr", "1e-2"]
+    taken: list[int] = []
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        taken.append(1)
+        if len(taken) == last:
+            raise Killed
+        return STEPS(*args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", step)
+    whole, out = tmp_path / "whole", tmp_path / "cut"
+    last = 0
+    run(*command, "--out", whole)
+    num_steps = len(taken)
+    assert (num_steps > 0) is (name != "base_rate")
+    if num_steps:
+        last = len(taken) + num_steps - 1  # of all its trainings, the last one's last step but one
+        with pytest.raises(Killed):
+            run(*command, "--out", out)
+        assert len(list(out.rglob("*.parquet"))) < len(predictions(whole))
+        before = len(taken)
+        run(*command, "--out", out)
+        assert 0 < len(taken) - before <= num_steps
+        assert predictions(out) == predictions(whole)
+    # What was trained is loaded, and says the same.
+    expected, before = predictions(whole), len(taken)
+    for path in (whole / "predictions").rglob("*.parquet"):
+        path.unlink()
+    run(*command, "--out", whole)
+    assert len(taken) == before
+    assert predictions(whole) == expected
