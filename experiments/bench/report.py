@@ -15,6 +15,7 @@ from bayes_lora.files import write_file
 START, END = "<!-- bench -->", "<!-- /bench -->"
 _README_COLUMNS = {
     "lora": "PEFT LoRA",
+    "lora_fused": "LoRA, fused",
     "paper": "`paper`",
     "elbo": "`elbo`",
     "peft_monteclora": "PEFT MonteCLoRA",
@@ -90,17 +91,20 @@ def markdown(results: Results, picture: str) -> str:
 def readme_table(results: Results) -> str:
     """Training steps against PEFT's LoRA, and what else a reader asks first."""
     sizes = list(dict.fromkeys((r.case["batch"], r.case["tokens"]) for r in results.of("steps", "step")))
+    measured = {record.contender for record in results.of("steps", "step")}
+    columns = {name: title for name, title in _README_COLUMNS.items() if name in measured}
     rows = []
     for batch, tokens in sizes:
-        found = [results.find("steps", name, batch=batch, tokens=tokens) for name in _README_COLUMNS]
+        found = [results.find("steps", name, batch=batch, tokens=tokens) for name in columns]
         cells = [_readme_cell(record) for record in found]
         rows.append([f"{batch} x {tokens}", *cells])
-    table = _table(["batch x tokens", *_README_COLUMNS.values()], rows)
+    table = _table(["batch x tokens", *columns.values()], rows)
     facts = [fact for fact in (_flat_line(results), sampling_line(results), _memory_line(results)) if fact]
     listed = [fill(f"- {fact}", width=120, subsequent_indent="  ") for fact in facts]
+    fused = ', "LoRA, fused" its layer without noise' if "lora_fused" in columns else ""
     note = (
         "A training step as a ratio to PEFT's LoRA of the same round: median and interval. `paper` and `elbo` are this "
-        f"library's objectives; rank 8 on query, key and value, N = 4. {machine_line(results)}"
+        f"library's objectives{fused}; rank 8 on query, key and value, N = 4. {machine_line(results)}"
     )
     return "\n\n".join([table, *(["\n".join(listed)] if listed else []), fill(note, width=120)])
 

@@ -35,7 +35,7 @@ from bayes_lora.inference.diagnostics import (
 )
 from bayes_lora.inference.diagnostics.arviz_bridge import InferenceData, group
 
-# A map silences every adapter in turn: it is made from fewer rows and draws, and by layers where adapters are many.
+# A map ablates every adapter in turn: it is made from fewer rows and draws, and by layers where adapters are many.
 _MAP_ROWS, _MAP_DRAWS, _MOST_PARTS = 32, 8, 12
 _FEWEST_ENTRIES = 20  # of a history, whose last half is tested for convergence
 
@@ -112,7 +112,7 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
         )
         progress.remove_task(working)
         batches = list(DataLoader(some, batch_size=_MAP_ROWS, collate_fn=collate))
-        silencing = progress.add_task("silencing adapters", total=(2 * len(parts) + 1) * len(batches))
+        ablating = progress.add_task("ablating adapters", total=(2 * len(parts) + 1) * len(batches))
         uncertainty = uncertainty_map(
             run.model,
             run.guide,
@@ -120,7 +120,7 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
             num_samples=_MAP_DRAWS,
             seed=seed,
             parts=parts,
-            on_prediction=lambda: progress.advance(silencing),
+            on_prediction=lambda: progress.advance(ablating),
         )
     point = run.predict(data, at_mean=True, console=console)
     # Only softmax(logits) counts, and that of a logarithm is the probability itself.

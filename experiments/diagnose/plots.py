@@ -16,13 +16,13 @@ _PANEL_COLUMNS = 6
 _DIVERGING = "RdBu_r"
 
 
-def uncertainty_map(names: Sequence[str], silenced: Tensor, alone: Tensor) -> Figure:
+def uncertainty_map(names: Sequence[str], ablated: Tensor, alone: Tensor) -> Figure:
     """Mutual information lost without each adapter's noise, and left with its noise alone, (adapter,), nats."""
     figure, (left, right) = _rows_of_adapters(names, 2)
     positions = range(len(names))
-    left.barh(positions, silenced.numpy(), color=COLOURS[0])
+    left.barh(positions, ablated.numpy(), color=COLOURS[0])
     left.axvline(0, color="#767676", linewidth=1)
-    left.set(xlabel="lost when it is silenced (nats)", title="Without this part's noise")
+    left.set(xlabel="lost when it is ablated (nats)", title="Without this part's noise")
     right.barh(positions, alone.numpy(), color=COLOURS[1])
     right.set(xlabel="left when all others are (nats)", title="This part's noise alone")
     for axes in (left, right):

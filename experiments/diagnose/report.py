@@ -140,14 +140,14 @@ def _map(diagnosis: Diagnosis) -> Section:
     whole = found.whole.mutual_information
     words = (
         f"With all noise the mutual information is {whole:.3g} nats on average, over the first rows and a few draws. "
-        "Each part is silenced in turn, and each is left alone; the effects do not add up.",
+        "Each part is ablated in turn, and each is left alone; the effects do not add up.",
     )
-    silenced = torch.tensor([whole - part.without.mutual_information for part in found.parts])
+    ablated = torch.tensor([whole - part.without.mutual_information for part in found.parts])
     alone = torch.tensor([part.alone.mutual_information for part in found.parts])
     picture = Picture(
         "uncertainty_map",
-        diagnostic_plots.uncertainty_map([part.part for part in found.parts], silenced, alone),
-        "For each adapter, the mutual information lost when its noise is silenced, and left when it is the only noise.",
+        diagnostic_plots.uncertainty_map([part.part for part in found.parts], ablated, alone),
+        "For each adapter, the mutual information lost when its noise is ablated, and left when it is the only noise.",
         "Long bars: adapters that the uncertainty of the predictions comes from.",
     )
     return Section("Where the uncertainty comes from", words, (), (picture,))

@@ -1,4 +1,4 @@
-"""Which adapters carry the uncertainty of the predictions: their noise silenced, one part of the network at a time."""
+"""Which adapters carry the uncertainty of the predictions: their noise ablated, one part of the network at a time."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,8 +36,8 @@ class PartUncertainty:
 
     Attributes:
         part: its name.
-        without: uncertainty that is left when the noise of this part is silenced.
-        alone: uncertainty when the noise of all other parts is silenced.
+        without: uncertainty that is left when the noise of this part is ablated.
+        alone: uncertainty when the noise of all other parts is ablated.
     """
 
     part: str
@@ -99,9 +99,9 @@ def uncertainty_map(
     draws_per_pass: int | None = None,
     on_prediction: Callable[[], None] | None = None,
 ) -> UncertaintyMap:
-    """Uncertainty of the predictions with the noise of each part of the network silenced, and with its noise alone.
+    """Uncertainty of the predictions with the noise of each part of the network ablated, and with its noise alone.
 
-    Silenced adapters have ``A = mu``; all others have the very draws that `predict` with this seed uses, so the
+    Ablated adapters have ``A = mu``; all others have the very draws that `predict` with this seed uses, so the
     differences between the maps' entries are of the noise left out, and of no other. For every part it takes two
     predictions of every row, so ``(2 parts + 1) num_samples`` passes; batches are in the outer loop, so the loader is
     gone through once.
@@ -139,15 +139,15 @@ def uncertainty_map(
     if num_samples == 1:
         raise ConfigurationError("num_samples=1 has no spread to divide among parts. Give num_samples=2 or more.")
     chosen = _masks(model, parts)
-    silent = [torch.zeros(len(model.sites.adapters), dtype=torch.bool)]  # the whole, then without and alone of each
+    ablated = [torch.zeros(len(model.sites.adapters), dtype=torch.bool)]  # the whole, then without and alone of each
     for mask in chosen.values():
-        silent += [mask, ~mask]
-    heard = [without_noise(model, guide, mask) if mask.any() else guide for mask in silent]
+        ablated += [mask, ~mask]
+    heard = [without_noise(model, guide, mask) if mask.any() else guide for mask in ablated]
     passes = [PosteriorPasses(model, partly, num_samples, seed, draws_per_pass) for partly in heard]
-    sums, num_rows = torch.zeros(len(silent), 2, dtype=torch.double), 0
+    sums, num_rows = torch.zeros(len(ablated), 2, dtype=torch.double), 0
     for batch in loader:
         for index, of_part in enumerate(passes):
-            of_part.stacks = passes[0].stacks  # of the network, whatever is silent
+            of_part.stacks = passes[0].stacks  # of the network, whatever is ablated
             prediction = of_part.predict([batch])
             sums[index] += _totals(prediction)
             if on_prediction is not None:
@@ -179,7 +179,7 @@ def _masks(model: BayesianLoRA, parts: Mapping[str, Sequence[str]] | None) -> di
     empty = [part for part, members in parts.items() if not members]
     if empty or not parts:
         raise ConfigurationError(
-            f"parts={dict(parts)!r} leaves nothing to silence{' in ' + ', '.join(map(repr, empty)) if empty else ''}. "
+            f"parts={dict(parts)!r} leaves nothing to ablate{' in ' + ', '.join(map(repr, empty)) if empty else ''}. "
             "Give every part at least one adapter."
         )
     return {part: torch.tensor([name in members for name in names]) for part, members in parts.items()}

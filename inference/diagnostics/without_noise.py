@@ -12,7 +12,7 @@ from bayes_lora.models import BayesianLoRA
 from bayes_lora.models.latent_sites import Latents
 
 
-def without_noise(model: BayesianLoRA, guide: Guide, silent: Tensor) -> Callable[[], Latents]:
+def without_noise(model: BayesianLoRA, guide: Guide, ablated: Tensor) -> Callable[[], Latents]:
     """The guide with ``A = mu`` for the adapters in the mask; it draws all noise all the same, so draws stay alike."""
 
     def conditioned() -> Latents:
@@ -24,7 +24,7 @@ def without_noise(model: BayesianLoRA, guide: Guide, silent: Tensor) -> Callable
             centre = model.sites.means(group) if model.config.objective == "elbo" else torch.zeros_like(columns)
             first = len(model.sites.outer_shape)
             shape = (len(group), *(1,) * (columns.dim() - first - 1))
-            mask = silent[group.start : group.stop].to(columns.device).reshape(shape)
+            mask = ablated[group.start : group.stop].to(columns.device).reshape(shape)
             values[model.sites.column_site(group)] = torch.where(mask, centre, columns)
         return poutine.condition(model.sample_latents, data=values)()  # type: ignore[no-any-return]
 

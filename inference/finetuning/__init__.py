@@ -1,1 +1,1 @@
-"""Ways of fine-tuning without a posterior: LoRA, DoRA, AdaLoRA, bottleneck adapters, everything."""
+"""Methods of fine-tuning without a posterior: LoRA, DoRA, AdaLoRA, bottleneck adapters, everything."""

@@ -1,4 +1,4 @@
-"""Ways of training the point estimate: LoRA, DoRA, AdaLoRA, bottleneck adapters, all parameters."""
+"""Methods of fine-tuning for the point estimate: LoRA, DoRA, AdaLoRA, bottleneck adapters, all parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

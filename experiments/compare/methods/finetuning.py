@@ -1,4 +1,4 @@
-"""`lora`, `full`, `dora`, `adalora` and `adapter`: ways of fine-tuning, each with a training of its own."""
+"""`lora`, `full`, `dora`, `adalora` and `adapter`: methods of fine-tuning, each with a training of its own."""
 
 from functools import partial
 

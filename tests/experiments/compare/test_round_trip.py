@@ -1,4 +1,4 @@
-"""Every method that trains, by the command line: killed while it trains, gone on with to the same predictions, found again."""
+"""Every method that trains, by the command line: killed while it trains, gone on with, found again."""
 
 from pathlib import Path
 from typing import Any

@@ -83,7 +83,7 @@ def test_parts_and_batches(batch: Batch) -> None:
     for i, part in enumerate(found.parts):
         assert part.part == f"layer {i}"
         assert same(part.without, by_hand(model, guide, batch, layers[f"layer {1 - i}"], 4, 0))
-    # With two parts, one alone is the other silenced.
+    # With two parts, one alone is the other ablated.
     assert found.parts[0].alone == found.parts[1].without
     assert found.parts[1].alone == found.parts[0].without
 
@@ -156,9 +156,9 @@ def test_errors(batch: Batch) -> None:
         uncertainty_map(model, guide, [batch], num_samples=1)
     with pytest.raises(ConfigurationError, match=r"parts names adapters that the model does not have: layer\.9.*value"):
         uncertainty_map(model, guide, [batch], parts={"top": ["layer.9"]})
-    with pytest.raises(ConfigurationError, match=r"leaves nothing to silence in 'top'\. Give every part at least one"):
+    with pytest.raises(ConfigurationError, match=r"leaves nothing to ablate in 'top'\. Give every part at least one"):
         uncertainty_map(model, guide, [batch], parts={"top": []})
-    with pytest.raises(ConfigurationError, match=r"parts=\{\} leaves nothing to silence\."):
+    with pytest.raises(ConfigurationError, match=r"parts=\{\} leaves nothing to ablate\."):
         uncertainty_map(model, guide, [batch], parts={})
     with pytest.raises(DataError, match="the loader has no batches"):
         uncertainty_map(model, guide, [])
