@@ -4,6 +4,7 @@ MODE "own": as a user trains. MODE "frozen": every loss sees the same posterior 
 Each process writes what it trained, the draws of its first step and the gradients of its first update.
 """
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -72,3 +73,5 @@ def run(folder: Path, mode: str, batch_size: int) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     run(Path(sys.argv[1]), sys.argv[2], batch_size=8)
+    # Even so, torch's threads may abort the process while Python ends: everything is written, so it ends here.
+    os._exit(0)

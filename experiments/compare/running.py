@@ -246,11 +246,9 @@ class _Bench:
             choosing, tempered_on = tempered_on.halves()
             fitting = replace(fitting, held_out=choosing)
         fitted = method.build(fitting, seed)
+        parts = {**self.parts, HELD_OUT: (self.rows.task.name, "held_out", tempered_on)}
         stored = {}
-        for part, (task, split, rows) in {
-            **self.parts,
-            HELD_OUT: (self.rows.task.name, "held_out", tempered_on),
-        }.items():
+        for part, (task, split, rows) in parts.items():
             with Measured() as predicting, fitting.precision():
                 prediction = fitted.predictor(rows.loader(), num_samples=self.study.num_samples, seed=seed)
             if not torch.isfinite(prediction.logits).all():

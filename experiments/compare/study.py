@@ -22,7 +22,7 @@ from bayes_lora.files import read_json
 from bayes_lora.inference import FitOptions, Prediction
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 from bayes_lora.inference.storage.predictions import row_id
-from bayes_lora.randomness import Part
+from bayes_lora.randomness import Part, stream
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -137,13 +137,14 @@ class Study:
         if self.splits == "shared":
             fit, held_out = self._hold_out(rows.task, rows.train, self.held_out)
             return fit, self._hold_out(rows.task, held_out, 0.5)[0] if self.eval_split == "held_out" else held_out
-        known, fraction, start = rows.train, self.held_out, Part.SPLIT.seed(seed)
+        known, fraction = rows.train, self.held_out
+        of_taken, of_held_out = (stream(Part.SPLIT.seed(seed), index) >> 32 for index in range(2))
         if self.eval_split == "held_out":  # of which a half has been taken
             fraction = fraction / (2 - fraction)
         share = self._share_taken(known)
         if share < 1:
-            known = self._hold_out(rows.task, known, share, start)[1]
-        return self._hold_out(rows.task, known, fraction, start)
+            known = self._hold_out(rows.task, known, share, of_taken)[1]
+        return self._hold_out(rows.task, known, fraction, of_held_out)
 
     def checksum(self, rows: "StudyRows") -> str:
         """Of all rows, by which a resumed study knows that they are still the same."""
