@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.runs.device import resolve_device
 
-# The device is a backend written in Python, which torch 2.7 cannot have.
+# The device is a backend written in Python, which torch 2.8 cannot have.
 logits = pytest.importorskip("tests.other_device_run", exc_type=ImportError).logits
 
 ROOT = Path(__file__).parent.parent.parent.parent
