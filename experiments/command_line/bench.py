@@ -63,7 +63,7 @@ def bench_command(
 
     And how much a stochastic gradient varies, by sampler and KL.
 
-    Whole, it takes about half an hour on 2 cores; nothing else should run meanwhile.
+    Whole, it takes about an hour on 2 cores; nothing else should run meanwhile.
     """
     if out is None and check is None and source is None:
         raise ConfigurationError("Give --out, the folder for the results; or --check or --from, earlier results.")
