@@ -1,11 +1,12 @@
 """Checks of options and labels: each returns nothing, or raises an error that names what it saw and what may be."""
 
 import math
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from bayes_lora.errors import BayesLoRAError, ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -44,7 +45,7 @@ def require_seed(name: str, value: Any) -> None:
         raise ConfigurationError(f"{name}={value!r} must be an integer from 0 to 2^32 - 1.")
 
 
-def require_class_ids(labels: Tensor, num_classes: int, error: type[BayesLoRAError], remedy: str) -> None:
+def require_class_ids(labels: "Tensor", num_classes: int, error: type[BayesLoRAError], remedy: str) -> None:
     """Labels (example,), as many as there may be, from 0 to num_classes - 1.
 
     Args:

@@ -1,11 +1,17 @@
 """Effect handlers: plates and weight of one sample site, and what the handlers around a model ask for."""
 
+import sys
 from typing import Any
 
 from pyro import poutine
+from pyro.infer import ELBO
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.trace_messenger import TraceMessenger
+
+# Where a loss is computed.
+_OF_ELBO = {"differentiable_loss", "loss_and_grads", "loss", "loss_and_surrogate_loss"}
 
 
 class SiteHandler(Messenger):  # type: ignore[misc]
@@ -45,3 +51,27 @@ def densities_only() -> bool:
     """
     handlers = poutine.runtime._PYRO_STACK
     return all(isinstance(h, ReplayMessenger) or getattr(h, "densities_only", False) for h in handlers)
+
+
+def wants_parameters() -> bool:
+    """Whether a handler may look at param messages: not the traces that an ELBO makes, which read sites alone.
+
+    `SVI.step` has one around its ELBO that keeps nothing else. Of other handlers nobody knows.
+    """
+    handlers = poutine.runtime._PYRO_STACK
+    plain = all(
+        isinstance(h, ReplayMessenger) or (isinstance(h, TraceMessenger) and not h.param_only) for h in handlers
+    )
+    return not (plain and calling_elbo() is not None)
+
+
+def calling_elbo() -> ELBO | None:
+    """The ELBO that this is called from, if any; Pyro tells a model nothing about its caller, so the stack is asked."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in _OF_ELBO:
+            elbo = frame.f_locals.get("self")
+            if isinstance(elbo, ELBO):
+                return elbo
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

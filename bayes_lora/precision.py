@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Literal, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-Precision = Literal["float32", "bfloat16"]
+from bayes_lora.choices import Precision
 
 P = ParamSpec("P")
 R = TypeVar("R")

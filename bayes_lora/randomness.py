@@ -4,13 +4,12 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-Seeding = Literal["separate", "shared"]
-"""Whether the parts of a fit have a stream each, or all start from the seed itself, as they did up to version 0.1."""
+from bayes_lora.choices import Seeding
 
 
 class Part(IntEnum):

@@ -16,7 +16,7 @@ from bayes_lora.adapters import Adapter, AdapterGroup, check_state
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.distributions.column_normal import IsotropicColumnNormal
 from bayes_lora.distributions.wishart import Wishart
-from bayes_lora.effect_handlers import densities_only
+from bayes_lora.effect_handlers import densities_only, wants_parameters
 from bayes_lora.errors import AdapterError, ConfigurationError
 from bayes_lora.models.latent_sites import KL_TERMS, Latents, LatentSites
 from bayes_lora.models.likelihoods.classification import Classification
@@ -266,7 +266,7 @@ class BayesianLoRA(nn.Module):
 
         Not where no handler wants them: going through a whole transformer takes a tenth of a small step.
         """
-        if densities_only():
+        if densities_only() or not wants_parameters():
             return
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad:

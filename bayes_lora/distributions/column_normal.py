@@ -120,6 +120,12 @@ class IsotropicColumnNormal(ColumnNormal):
         wide = super().expand(batch_shape)
         return self if wide is self else IsotropicColumnNormal(self.std, wide.scale_tril, self.num_columns)
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of values (..., column, rank); returns (..., column)."""
+        rank = self.event_shape[0]
+        normalizer = rank * (math.log(self.std) + math.log(2 * math.pi) / 2)
+        return -value.square().sum(-1) / (2 * self.std**2) - normalizer  # type: ignore[no-any-return]
+
 
 def _coloured(noise: Tensor, factor: Tensor) -> Tensor:
     """L Z, (..., rank, column); without gradients a large Z is overwritten part by part, in its own memory."""

@@ -20,13 +20,23 @@ class Prediction:
             rule. None where they are of no such density (objective "paper", dropout, an ensemble), or nobody said.
             Leaving rows out of a posterior takes it: see `loo_pit`.
         joint: whether a sample is one network's logits of all rows. Where each row has draws of its own (dropout
-            masks, Laplace's "monte_carlo"), rows vary together less than they should: see `check_accuracy`.
+            masks, Laplace's "monte_carlo"), or a number of draws of its own, rows vary together less than they should:
+            see `check_accuracy`.
+        block_size: so many samples, one after the other, belong together by design, and only such blocks are
+            independent: 2 of antithetic pairs. Means over samples are right as ever; what takes samples for
+            independent has to take blocks, see `monte_carlo_error`.
+        num_draws: how many draws each row was predicted with, (example,), where rows differ in that: the samples of a
+            row with fewer are these again and again, so that means over samples are means over its draws. None: all.
+        at_mean: logits of the network at the mean of its adapters, (example, class), where they were asked for.
     """
 
     logits: Tensor
     labels: Tensor | None = None
     kl_temperature: float | None = None
     joint: bool = True
+    block_size: int = 1
+    num_draws: Tensor | None = None
+    at_mean: Tensor | None = None
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor | None) -> Self:

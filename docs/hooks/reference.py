@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import typer
-
-from bayes_lora.experiments.command_line.main import app
+from bayes_lora.experiments.command_line.late_help import filled
+from bayes_lora.experiments.command_line.main import COMMANDS, command_function, load_command
 
 PACKAGES = ("bayes_lora", "bayes_lora.models", "bayes_lora.inference", "bayes_lora.inference.diagnostics")
 
@@ -113,18 +112,18 @@ class Parameter:
 
 def commands() -> dict[str, Callable[..., None]]:
     """The functions behind the commands of `bayes-lora`, by name."""
-    return {str(info.name): info.callback for info in app.registered_commands if info.callback is not None}
+    return {name: command_function(name) for name in COMMANDS}
 
 
 def parameters(name: str) -> list[Parameter]:
     """What a command takes: names, defaults and help as click has them, types from the function's annotations."""
-    group: Any = typer.main.get_command(app)
     hints, found = get_type_hints(commands()[name]), []
-    for known in group.commands[name].params:
+    command: Any = load_command(name)
+    for known in command.params:
         is_option = known.param_type_name == "option"
         names = tuple(known.opts) if is_option else (known.name.upper(),)
         default = "" if known.default is None or hints[known.name] is bool else str(known.default)
-        found.append(Parameter(names, is_option, _takes(hints[known.name]), default, known.help or ""))
+        found.append(Parameter(names, is_option, _takes(hints[known.name]), default, filled(known.help or "")))
     return found
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyro
 import torch
 from peft.tuners.lora.config import MontecloraConfig
+from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from bayes_lora.config import MonteCLoRAConfig
@@ -123,12 +124,12 @@ def posterior(network: Any, num_components: int = 4, **config: Any) -> tuple[Bay
     return model, MonteCLoRAGuide(model)
 
 
-def _bayesian(num_components: int = 4, **config: Any) -> Build:
-    """This library's objective in the same plain loop, with its terms, as `fit` computes it."""
+def _bayesian(num_components: int = 4, elbo: type[ELBO] = ItemizedELBO, **config: Any) -> Build:
+    """This library's objective in the same plain loop, with its terms as `fit` computes it, or by an ELBO of Pyro's."""
 
     def build(case: Case) -> Turn:
         model, guide = posterior(lora_network(case), num_components, **config)
-        batch, loss_of = make_batch(case), ItemizedELBO()(model, guide)
+        batch, loss_of = make_batch(case), elbo()(model, guide)
         return _loop(loss_of.parameters(), lambda: loss_of(**batch), case)
 
     return build
@@ -184,6 +185,13 @@ _TRAINING = (
     Contender("paper", "bayes_lora, paper", True, build=_bayesian(), components=4),
     Contender("paper_explicit", "bayes_lora, paper, explicit", True, build=_bayesian(sampler="explicit"), components=4),
     Contender("elbo", "bayes_lora, elbo", True, build=_bayesian(objective="elbo"), components=4),
+    Contender(
+        "paper_pyro",
+        "bayes_lora, paper, TraceMeanField_ELBO",
+        True,
+        build=_bayesian(elbo=TraceMeanField_ELBO),
+        components=4,
+    ),
     Contender("paper_svi", "bayes_lora, paper, pyro.infer.SVI", True, build=_svi, components=4),
     Contender("lora_fit", "PEFT LoRA, Trainer", build=_fit_lora),
     Contender("paper_fit", "bayes_lora, paper, fit", True, ("lora", "lora_fit"), build=_fit, components=4),

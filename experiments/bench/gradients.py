@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bayes_lora.choices import Draws
 from bayes_lora.experiments.bench.cases import Case, lora_network, make_batch
 from bayes_lora.experiments.bench.contenders import Entrant, posterior
 from bayes_lora.experiments.bench.results import Record
@@ -22,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 # What a gradient is by, and what the names of those parameters have in common: log v and log alpha, as the optimizer
 # sees them, and the LoRA-A weights.
 PARAMETERS = {"v": "scale_r", "alpha": "concentration", "mu": "lora_A"}
+_PARTICLES: Mapping[str, Draws] = {"two": "independent", "pair": "antithetic"}
 LORA_B_STD = 0.02  # at PEFT's 0 the likelihood would say nothing about A
 _SEED = 0
 _NORMAL_95 = 1.96
@@ -73,7 +75,7 @@ class Gradient:
 
 
 @dataclass(frozen=True)
-class Draws:
+class DrawnGradients:
     """Many of them.
 
     Attributes:
@@ -87,7 +89,7 @@ class Draws:
     kl_shares: list[float]
 
     @classmethod
-    def of(cls, gradients: list[Gradient]) -> "Draws":
+    def of(cls, gradients: list[Gradient]) -> "DrawnGradients":
         """What is kept of some gradients."""
         distances = {}
         for parameter in PARAMETERS:
@@ -101,7 +103,8 @@ def gradient_noise(
 ) -> list[Record]:
     """Variance and time of gradients with every sampler of an objective, its KL sampled and expected.
 
-    One batch, one point, no dropout: what varies is the posterior's own noise. The ways take turns, in an order drawn
+    One batch, one point, no dropout: what varies is the posterior's own noise. "two" and "pair" are means over two
+    draws, independent or antithetic. The ways take turns, in an order drawn
     anew for each draw, and all have the same seed in it. The variance of a gradient is the trace of its covariance.
     Averaging n draws divides it by n and takes n times as long, so that the best way has the least variance x time.
 
@@ -124,8 +127,13 @@ def gradient_noise(
             label = f"bayes_lora, {asked.name}, {sampler}, {kl} KL, N = {asked.components}"
             entrant = Entrant(f"{name}_n{asked.components}", label, ours=True)
             config = {"objective": asked.name, "sampler": sampler, "normal_kl": kl, option: value}
-            ways[entrant] = gradients(case, asked.components, **config)
-            ways[entrant](_SEED)  # fills the caches
+            ways[entrant] = gradients(case, asked.components, ItemizedELBO(), **config)
+            if sampler == "collapsed":
+                for particles, draws in _PARTICLES.items():
+                    two = Entrant(f"{name}_{particles}_n{asked.components}", f"{label}, {particles}", ours=True)
+                    ways[two] = gradients(case, asked.components, ItemizedELBO(2, draws), **config)
+    for way in ways.values():
+        way(_SEED)  # fills the caches
     drawn: dict[Entrant, list[Gradient]] = {entrant: [] for entrant in ways}
     order = np.random.default_rng(seed)
     for draw in range(num_draws):
@@ -134,11 +142,11 @@ def gradient_noise(
             drawn[entrant].append(ways[entrant](draw))
             on_draw()
     described = {**case.described(), "components": asked.components, option: f"{value:g}"}
-    return _records(described, {entrant: Draws.of(found) for entrant, found in drawn.items()})
+    return _records(described, {entrant: DrawnGradients.of(found) for entrant, found in drawn.items()})
 
 
-def gradients(case: Case, num_components: int, **config: object) -> Callable[[int], Gradient]:
-    """What draws the gradient of the loss on the case's batch with a seed."""
+def gradients(case: Case, num_components: int, elbo: ItemizedELBO, **config: object) -> Callable[[int], Gradient]:
+    """What draws the gradient of the loss on the case's batch with a seed, by an ELBO with its particles."""
     device = torch.device(case.device)
     network = lora_network(case).eval()
     with seeded(_SEED, device):
@@ -146,7 +154,7 @@ def gradients(case: Case, num_components: int, **config: object) -> Callable[[in
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=LORA_B_STD)
     model, guide = posterior(network, num_components, **config)
-    elbo, batch = ItemizedELBO(), make_batch(case)
+    batch = make_batch(case)
     named = [*model.named_parameters(), *guide.named_parameters()]
     chosen = {by: [p for name, p in named if part in name and p.requires_grad] for by, part in PARAMETERS.items()}
 
@@ -169,7 +177,7 @@ def gradients(case: Case, num_components: int, **config: object) -> Callable[[in
     return draw
 
 
-def _records(case: dict[str, int | str], drawn: Mapping[Entrant, Draws]) -> list[Record]:
+def _records(case: dict[str, int | str], drawn: Mapping[Entrant, DrawnGradients]) -> list[Record]:
     reference, first = next(iter(drawn.items()))
     found = []
     for who, draws in drawn.items():
@@ -203,6 +211,8 @@ def variance_ratio(distances: Floats, reference: Floats) -> Estimate:
 def product(first: Estimate, second: Estimate) -> Estimate:
     """Of two independent positive estimates: distances from end to middle add up as errors do, as logarithms."""
     middle = first.median * second.median
+    if middle == 0:
+        return Estimate(0.0, 0.0, 0.0, min(first.coverage, second.coverage), first.rounds)
     below = math.hypot(*(math.log(factor.median / factor.low) for factor in (first, second)))
     above = math.hypot(*(math.log(factor.high / factor.median) for factor in (first, second)))
     coverage = min(first.coverage, second.coverage)
@@ -220,7 +230,10 @@ def _jackknifed(value: float, without_each: Floats) -> Estimate:
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, chapter 11.
     """
-    n, logs = len(without_each), np.log(without_each)
+    n = len(without_each)
+    if value == 0:  # gradients that are equal to the last bit: there is nothing to be uncertain about
+        return Estimate(0.0, 0.0, 0.0, 0.95, n)
+    logs = np.log(without_each)
     error = math.sqrt((n - 1) / n * float(((logs - logs.mean()) ** 2).sum()))
     factor = math.exp(_NORMAL_95 * error)
     return Estimate(value, value / factor, value * factor, 0.95, n)

@@ -275,7 +275,7 @@ def _gradients(bench: Bench) -> list[Record]:
     found = []
     with progress_bar(bench.console) as progress:
         for asked in objectives(4) if bench.quick else objectives(4, 16):
-            task = progress.add_task("gradients", total=2 * len(asked.samplers) * num_draws, terms="")
+            task = progress.add_task("gradients", total=(2 * len(asked.samplers) + 4) * num_draws, terms="")
             advance = partial(progress.advance, task)
             found += gradient_noise(case, asked, num_draws, seed=bench.seed, on_draw=advance)
     return found

@@ -1,23 +1,18 @@
 """`bayes-lora compare`: many methods on one task."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.command_line.console import say
+from bayes_lora.choices import EvalSplit, Precision, Seeding, Splits
 from bayes_lora.experiments.command_line.options import (
     BaseModelOption,
     BatchSizeOption,
     DataDirOption,
     DeviceOption,
+    DrawsOption,
     EpochsOption,
     EvalFileOption,
     JsonFlag,
@@ -29,33 +24,9 @@ from bayes_lora.experiments.command_line.options import (
     TaskOption,
     TextColumnsOption,
     TrainFileOption,
-    rows_source,
     seed_numbers,
     typed,
 )
-from bayes_lora.experiments.compare.method_spec import Method
-from bayes_lora.experiments.compare.methods import METHODS, parse_methods
-from bayes_lora.experiments.compare.report import (
-    LATEX_FILE,
-    MARKDOWN_FILE,
-    MINUS_FILES,
-    OVERVIEW_FILE,
-    RELIABILITY_FILE,
-    RESULTS_FILE,
-    RISK_FILE,
-    SIGNIFICANCE_FILE,
-    Scores,
-    present,
-    table_cells,
-    write_report,
-)
-from bayes_lora.experiments.compare.running import Results, run_study
-from bayes_lora.experiments.compare.study import EvalSplit, Splits, Study, conventions_of
-from bayes_lora.experiments.runs.device import resolve_device
-from bayes_lora.inference import FitOptions
-from bayes_lora.inference.finetuning.lora import LoRAOptions
-from bayes_lora.precision import Precision
-from bayes_lora.randomness import Seeding
 
 # The last two are what docs/comparison.md recommends, and to try.
 _DEFAULT = (
@@ -73,7 +44,7 @@ def compare_command(
     methods: Annotated[
         str,
         typer.Option(
-            help=f"Some of {', '.join(METHODS)}, separated by commas; options in brackets, as in "
+            help="Some of {methods}, separated by commas; options in brackets, as in "
             "laplace\\[link=probit]; after it +calibrated or +temperature, chosen on held-out rows, or +mean, for "
             "no draws."
         ),
@@ -120,6 +91,7 @@ def compare_command(
     ] = "validation",
     eval_rows: Annotated[int | None, typer.Option(help="Evaluate on the first N rows only.")] = None,
     num_samples: Annotated[int, typer.Option(help="Draws of a prediction.")] = 16,
+    draws: DrawsOption = None,
     max_length: MaxLengthOption = None,
     rank: RankOption = 8,
     lora_alpha: LoRAAlphaOption = 16,
@@ -142,18 +114,36 @@ def compare_command(
     What one method has trained, those that start from it share. It can be stopped at any time: the same command goes
     on with it.
     """
+    from rich.console import Console
+
+    from bayes_lora.experiments.command_line.compare_results import (
+        as_json_object,
+        print_scores,
+        reference_methods,
+        short_names,
+    )
+    from bayes_lora.experiments.command_line.console import say
+    from bayes_lora.experiments.command_line.rows import rows_source
+    from bayes_lora.experiments.compare.methods import parse_methods
+    from bayes_lora.experiments.compare.report import FILES, write_report
+    from bayes_lora.experiments.compare.running import run_study
+    from bayes_lora.experiments.compare.study import Study, conventions_of
+    from bayes_lora.experiments.runs.device import resolve_device
+    from bayes_lora.inference import FitOptions
+    from bayes_lora.inference.finetuning.lora import LoRAOptions
+
     given = dict(context.params) | {
         name: value
         for name, value in {**(_QUICK if quick else {}), **conventions_of(out)}.items()
         if name not in typed(context)
     }
     wanted = parse_methods(methods)
-    against = _references(reference, wanted, typed(context))
-    shown = _short_names(short or [], wanted)
+    against = reference_methods(reference, wanted, typed(context))
+    shown = short_names(short or [], wanted)
     # Beside rows of one's own it is the folder of the task outside.
     of_task = None if train_file and outside else data_dir
     study = Study(
-        source=rows_source({**given, "data_dir": of_task, "limit": None, "seed": 0}),
+        source=rows_source({**given, "data_dir": of_task, "limit": None, "train_rows": None, "seed": 0}),
         outside=outside,
         outside_dir=data_dir,
         base_model=base_model,
@@ -168,6 +158,7 @@ def compare_command(
         ),
         seeds=seed_numbers(given["seeds"]),
         num_samples=given["num_samples"],
+        draws=given["draws"],
         train_rows=given["train_rows"],
         held_out=held_out,
         splits=given["splits"],
@@ -181,75 +172,14 @@ def compare_command(
     with console.status("Tables, tests and figures"):
         found = write_report(results, against, shown)
     if as_json:
-        print(json.dumps(_as_json(results, found), allow_nan=False))
+        print(json.dumps(as_json_object(results, found), allow_nan=False))
         raise typer.Exit(1 if results.failed else 0)
     if found:
-        _print(found)
-        tables = (RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SIGNIFICANCE_FILE)
-        files = (*tables, OVERVIEW_FILE, RELIABILITY_FILE, RISK_FILE, MINUS_FILES)
-        say(f"In {out}: {', '.join(path.name for name in files for path in sorted(out.glob(name)))}.")
+        print_scores(found)
+        say(f"In {out}: {', '.join(path.name for name in FILES for path in sorted(out.glob(name)))}.")
     if results.missing:
         say(f"{len(results.missing)} of {len(wanted) * len(study.seeds)} jobs are left: the same command goes on.")
     for (method, seed), why in results.failed.items():
         say(f"failed: {method.label}, seed {seed}: {why}")
     if results.failed:
         raise typer.Exit(1)
-
-
-def _references(text: str, methods: Sequence[Method], typed_options: Mapping[str, str]) -> list[Method]:
-    """The methods to test against; where nobody said, the usual ones, or the first one where none of them is there."""
-    named = parse_methods(text)
-    known = [method for method in named if method in methods]
-    if "reference" not in typed_options:
-        return known or [methods[0]]
-    if len(known) < len(named):
-        raise ConfigurationError(
-            f"--reference {text!r} must be some of the --methods that are compared. Name one of them, or more."
-        )
-    return known
-
-
-def _short_names(texts: Sequence[str], methods: Sequence[Method]) -> dict[Method, str]:
-    """What each --short says.
-
-    Raises:
-        ConfigurationError: no name, or not one of the methods that are compared.
-    """
-    found = {}
-    for text in texts:
-        name, _, written = (part.strip() for part in text.partition("="))
-        method = parse_methods(written)[0] if name and written else None
-        if method is None or method not in methods:
-            raise ConfigurationError(f"--short {text!r} must be NAME=METHOD, with one of the --methods.")
-        found[method] = name
-    return found
-
-
-def _print(found: Scores) -> None:
-    columns = present(found)
-    title = "mean ± standard error over seeds; * best of its column; NLL in nats; AUROC by entropy"
-    table = Table(title=title, title_justify="left")
-    table.add_column("method", no_wrap=True)
-    table.add_column("seeds", justify="right")
-    for column in columns:
-        table.add_column(Text(column.title), justify="right")
-    for method, cells in table_cells(found, columns, "{}*", " ± ").items():
-        table.add_row(Text(method.label), str(len(found[method])), *map(Text, cells))
-    # At its own width where the terminal has less: squeezed, the names would go first.
-    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
-
-
-def _as_json(results: Results, found: Scores) -> dict[str, Any]:
-    return {
-        "study": str(results.folder),
-        "methods": {
-            # Where a metric has no value, null: JSON has no NaN.
-            method.label: {
-                str(seed): {name: None if math.isnan(number) else number for name, number in numbers.items()}
-                for seed, numbers in of.items()
-            }
-            for method, of in found.items()
-        },
-        "failed": [[method.label, seed, why] for (method, seed), why in results.failed.items()],
-        "missing": [[method.label, seed] for method, seed in results.missing],
-    }

@@ -5,11 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from bayes_lora.experiments.command_line.console import say
 from bayes_lora.experiments.command_line.options import JsonFlag, OverwriteFlag, SeedOption
-from bayes_lora.experiments.demo.demo import run_demo
 
 
 def demo_command(
@@ -19,6 +16,11 @@ def demo_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Fit minilm on an embedded task whose true probabilities are known, and write report.html."""
+    from rich.console import Console
+
+    from bayes_lora.experiments.command_line.console import say
+    from bayes_lora.experiments.demo.demo import run_demo
+
     metrics = run_demo(out, seed=seed, overwrite=overwrite, console=Console(stderr=True))
     if as_json:
         print(json.dumps({"report": str(out / "report.html"), **metrics}))

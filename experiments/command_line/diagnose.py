@@ -2,21 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from bayes_lora.errors import RunExistsError
-from bayes_lora.experiments.command_line.console import say
 from bayes_lora.experiments.command_line.options import DeviceOption, JsonFlag
-from bayes_lora.experiments.diagnose.diagnosis import Diagnosis, diagnose
-from bayes_lora.experiments.diagnose.report import intervals, write_diagnosis
-from bayes_lora.experiments.runs.device import resolve_device
-from bayes_lora.files import write_json
-from bayes_lora.inference import save_inference_data
 
 DATA_FILE, FINDINGS_FILE, FOLDER = "inference_data.nc", "findings.json", "diagnosis"
 
@@ -31,39 +22,34 @@ def diagnose_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Write report.html about a run's posterior, its pictures, and all draws as netCDF for ArviZ."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from bayes_lora.experiments.command_line.console import say
+    from bayes_lora.experiments.diagnose.diagnosis import diagnose
+    from bayes_lora.experiments.diagnose.report import described, write_diagnosis
+    from bayes_lora.experiments.runs.device import resolve_device
+    from bayes_lora.files import write_json
+    from bayes_lora.inference import save_inference_data
+
     folder = run / FOLDER if out is None else out
     if (folder / FINDINGS_FILE).exists() and not overwrite:
         raise RunExistsError(f"{folder} holds a diagnosis already. Choose another --out, or say --overwrite.")
     place, console = resolve_device(device), Console(stderr=True)
     found = diagnose(run, num_samples=num_samples, seed=seed, console=console, device=place)
-    described = _described(found)
+    words = described(found)
     save_inference_data(found.data, folder / DATA_FILE)
     report = write_diagnosis(found, folder)
-    write_json(folder / FINDINGS_FILE, described)  # last: it says that all of this is there
+    write_json(folder / FINDINGS_FILE, words)  # last: it says that all of this is there
     if as_json:
-        print(json.dumps({"report": str(report), **described}))
+        print(json.dumps({"report": str(report), **words}))
         return
     table = Table(title=f"{run}: what the diagnostics say", title_justify="left")
     for column in ("diagnostic", "verdict", "in words"):
         table.add_column(column)
-    for name, finding in described["findings"].items():
+    for name, finding in words["findings"].items():
         verdict = Text("look here", style="bold red") if finding["flagged"] else Text("no flag")
         table.add_row(Text(name), verdict, Text(finding["message"]))
     Console().print(table)
     say(f"Report: {report}. Draws for ArviZ: {folder / DATA_FILE}")
-
-
-def _described(found: Diagnosis) -> dict[str, Any]:
-    return {
-        "findings": {
-            name: {"flagged": bool(finding.flagged), "message": finding.message}
-            for name, finding in found.findings.items()
-        },
-        "metrics": {
-            name: {metric: dict(zip(("value", "low", "high"), of, strict=True)) for metric, of in metrics.items()}
-            for name, metrics in (
-                ("posterior_mean", intervals(found.point)),
-                ("posterior_predictive", intervals(found.predictive)),
-            )
-        },
-    }

@@ -1,27 +1,26 @@
 """`bayes-lora fit`: one posterior, fitted, evaluated and saved."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
-from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.choices import ScaleScheduleKind, WeightDecayOf
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.command_line.console import PREDICTIVE, print_metrics, say
 from bayes_lora.experiments.command_line.options import (
     BaseModelOption,
     BatchSizeOption,
     DataDirOption,
     DeviceOption,
+    DrawsOption,
     EpochsOption,
     EvalFileOption,
     JsonFlag,
     LabelColumnOption,
     LoRAAlphaOption,
     MaxLengthOption,
+    NumSamplesOption,
     OverwriteFlag,
     RankOption,
     SeedOption,
@@ -30,33 +29,8 @@ from bayes_lora.experiments.command_line.options import (
     TaskTypeOption,
     TextColumnsOption,
     TrainFileOption,
-    rows_source,
-    typed,
+    require_alone,
 )
-from bayes_lora.experiments.compare.method_names import read_pairs
-from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter
-from bayes_lora.experiments.runs.device import resolve_device
-from bayes_lora.experiments.runs.run_config import FIT_METHODS, RunConfig
-from bayes_lora.experiments.runs.runs import fit_run, resume_run
-from bayes_lora.experiments.tasks.sources import RowsSource
-from bayes_lora.experiments.tasks.tasks import TaskRows
-from bayes_lora.inference import FitOptions
-from bayes_lora.inference.finetuning.lora import LoRAOptions
-from bayes_lora.inference.guides.lora_guide import guide_kinds
-from bayes_lora.inference.storage.posterior_files import SavedKind
-from bayes_lora.inference.training.fit_options import WeightDecayOf
-from bayes_lora.inference.training.scale_schedule import ScaleScheduleKind
-
-# Options that MonteCLoRAConfig has under the same name, and that need no reading.
-_OF_POSTERIOR = (
-    *("num_components", "num_outer_samples", "sample_scale", "prior_concentration", "sampler", "objective"),
-    *("normal_kl", "kl_weight", "cooperative_weight", "prior_scale", "kl_temperature"),
-)
-# Options of the network and its training, which a post hoc fit leaves alone.
-_OF_NETWORK = ("rank", "lora_alpha", "lora_dropout", "targets", "lr", "weight_decay", "weight_decay_of", "two_phase")
-
-
-_GUIDE = re.compile(r"(?P<kind>\w+)(\[(?P<settings>[^\[\]]*)\])?")
 
 
 def fit_command(
@@ -74,11 +48,11 @@ def fit_command(
     label_column: LabelColumnOption = "label",
     task_type: TaskTypeOption = "classification",
     base_model: BaseModelOption = "minilm",
-    method: Annotated[str, typer.Option(help=f"One of: {', '.join(FIT_METHODS)}.")] = "monteclora",
+    method: Annotated[str, typer.Option(help="One of: {fit_methods}.")] = "monteclora",
     guide: Annotated[
         str,
         typer.Option(
-            help=f"Family of posterior, with --objective elbo: {', '.join(guide_kinds())}; settings in brackets, as "
+            help="Family of posterior, with --objective elbo: {guides}; settings in brackets, as "
             "in autoguide\\[autoguide=AutoLowRankMultivariateNormal,rank=8]."
         ),
     ] = "monteclora",
@@ -98,6 +72,7 @@ def fit_command(
     ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints, for --resume.")] = 100,
     limit: Annotated[int | None, typer.Option(help="Use the first N training and N validation rows only.")] = None,
+    train_rows: Annotated[int | None, typer.Option(help="Use the first N training rows only.")] = None,
     max_length: MaxLengthOption = None,
     rank: RankOption = 8,
     lora_alpha: LoRAAlphaOption = 16,
@@ -132,7 +107,8 @@ def fit_command(
             help="Weight of the KL, of objective elbo; --temperature is its old name.",
         ),
     ] = None,
-    num_samples: Annotated[int, typer.Option(help="Posterior draws of the evaluation.")] = 32,
+    num_samples: NumSamplesOption = "32",
+    draws: DrawsOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     overwrite: OverwriteFlag = False,
@@ -141,6 +117,13 @@ def fit_command(
     """Fit a posterior over the LoRA adapters of a transformer, evaluate it and save it."""
     if (out is None) == (resume is None):
         raise ConfigurationError("Give --out, the folder of a new run, or --resume, that of an interrupted one.")
+    from rich.console import Console
+
+    from bayes_lora.experiments.command_line.fit_config import run_config
+    from bayes_lora.experiments.command_line.rows import rows_source
+    from bayes_lora.experiments.runs.device import resolve_device
+    from bayes_lora.experiments.runs.runs import fit_run, resume_run
+
     place, console = resolve_device(device), Console(stderr=True)
     if resume is not None:
         require_alone(context, "resume", "device", "as_json")
@@ -158,124 +141,10 @@ def _report_fit(out: Path, metrics: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"run": str(out), **metrics}))
         return
+    from bayes_lora.experiments.command_line.console import PREDICTIVE, print_metrics, say
+
     post_hoc = metrics["method"] == "monteclora_posthoc"
     before, after = ("before: the adapter", "after: predictive") if post_hoc else ("point estimate", PREDICTIVE)
     compared = {before: metrics["point"], after: metrics["posterior_predictive"]}
     print_metrics(compared, f"{metrics['num_train']} training rows, {metrics['num_validation']} validation rows")
     say(f"Saved in {out}. Predict with: bayes-lora predict {out} --input ROWS.jsonl")
-
-
-def run_config(context: typer.Context, source: RowsSource, rows: TaskRows) -> RunConfig:
-    """The run that the options ask for, on these rows.
-
-    Raises:
-        ConfigurationError: an option has a value that it cannot have, or would do nothing.
-        AdapterError: --adapter is no LoRA adapter.
-    """
-    given = context.params
-    method = given["method"]
-    if method not in FIT_METHODS:
-        raise ConfigurationError(f"--method {method!r} is unknown. The methods are {', '.join(FIT_METHODS)}.")
-    adapter = _trained_adapter(context)
-    base_model = given["base_model"]
-    if adapter is not None and "base_model" not in typed(context):
-        base_model = adapter.base_model or base_model
-    guide = _guide(context)
-    posterior = MonteCLoRAConfig(
-        **{name: given[name] for name in _OF_POSTERIOR},
-        init_concentration=_number_or("--init-concentration", given["init_concentration"], "random"),
-        degrees_of_freedom=_number_or("--degrees-of-freedom", given["degrees_of_freedom"], "rank", "in_features"),
-        mixture="sparse" if method == "monteclora_sparse" else "dense",
-        num_train_examples=len(rows.train) if given["objective"] == "elbo" else None,
-    )
-    training = FitOptions(
-        epochs=given["epochs"],
-        batch_size=given["batch_size"],
-        learning_rate=given["lr"],
-        posterior_learning_rate=given["posterior_lr"],
-        weight_decay=given["weight_decay"],
-        weight_decay_of=given["weight_decay_of"],
-        seed=given["seed"],
-        save_every=given["save_every"],
-        phases="posterior" if adapter else "means_then_posterior" if given["two_phase"] else "joint",
-        scale_schedule=given["scale_schedule"],
-        scale_warmup=given["scale_warmup"],
-        scale_per_adapter=given["scale_per_adapter"],
-    )
-    local = Path(base_model).expanduser()
-    lora = LoRAOptions(given["rank"], given["lora_alpha"], given["lora_dropout"], given["targets"])
-    return RunConfig(
-        task=rows.task,
-        base_model=str(local.resolve()) if local.is_dir() else base_model,
-        method=method,
-        lora=adapter or lora,
-        posterior=posterior,
-        guide=guide,
-        training=training,
-        num_samples=given["num_samples"],
-        max_length=given["max_length"],
-        source=source,
-    )
-
-
-def _guide(context: typer.Context) -> SavedKind:
-    """What --guide says.
-
-    Raises:
-        ConfigurationError: it is not understood, there is none of that kind, or an option does nothing under it.
-    """
-    written = context.params["guide"]
-    match = _GUIDE.fullmatch(written)
-    if match is None or match["kind"] not in guide_kinds():
-        raise ConfigurationError(
-            f"--guide {written!r}: the guides are {', '.join(guide_kinds())}; write name, or name[setting=value,...]."
-        )
-    kind = guide_kinds()[match["kind"]]
-    idle = [option for name, option in typed(context).items() if name in kind.unused_options]
-    if idle:
-        raise ConfigurationError(
-            f"--guide {match['kind']} does not use what {', '.join(idle)} says. Drop it, or take --guide monteclora."
-        )
-    settings = {name: value for _, name, value in read_pairs(match["settings"] or "")}
-    return SavedKind(match["kind"], settings)
-
-
-def require_alone(context: typer.Context, name: str, *besides: str) -> None:
-    """An option beside which no other one counts: that none was typed, save those in `besides`.
-
-    Raises:
-        ConfigurationError: names those that were.
-    """
-    others = [option for parameter, option in typed(context).items() if parameter not in (name, *besides)]
-    if others:
-        raise ConfigurationError(
-            f"--{name} goes on with a run as it was started, so {', '.join(others)} would do nothing. Drop "
-            f"{'it' if len(others) == 1 else 'them'}, or start a new run with --out."
-        )
-
-
-def _trained_adapter(context: typer.Context) -> TrainedAdapter | None:
-    given = context.params
-    post_hoc, folder = given["method"] == "monteclora_posthoc", given["adapter"]
-    if post_hoc and folder is None:
-        raise ConfigurationError("--method monteclora_posthoc needs --adapter, the folder of a trained LoRA adapter.")
-    if folder is None:
-        return None
-    if not post_hoc:
-        raise ConfigurationError("--adapter belongs to --method monteclora_posthoc. Say that, or drop it.")
-    idle = [option for name, option in typed(context).items() if name in _OF_NETWORK]
-    if idle:
-        raise ConfigurationError(
-            f"--method monteclora_posthoc leaves the network as it is in --adapter, so {', '.join(idle)} would do "
-            "nothing. Drop what does nothing; --posterior-lr is the learning rate that counts."
-        )
-    return TrainedAdapter.of(Path(folder))
-
-
-def _number_or(option: str, text: str | None, *words: str) -> Any:
-    if text is None or text in words:
-        return text
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigurationError(f"{option} {text!r} must be a number, or {' or '.join(words)}.") from error

@@ -5,27 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from bayes_lora.experiments.command_line.console import say
 from bayes_lora.experiments.command_line.options import JsonFlag, seed_numbers
-from bayes_lora.experiments.ground_truth.report import (
-    COLUMNS,
-    LEMMAS_FILE,
-    MEASURES_FILE,
-    RANKS_FILE,
-    RESULTS_FILE,
-    TABLE_FILE,
-    Findings,
-    cells,
-    summaries,
-    write_report,
-)
-from bayes_lora.experiments.ground_truth.study import Study, quick_study, run_study
 
 
 def ground_truth_command(
@@ -52,6 +34,21 @@ def ground_truth_command(
     Means, variances, coverage of intervals, predictives; simulation-based calibration; the method's lemmas. Whole,
     it takes under an hour on 2 cores. It can be stopped at any time: the same command goes on with it.
     """
+    import torch
+    from rich.console import Console
+
+    from bayes_lora.experiments.command_line.console import say
+    from bayes_lora.experiments.command_line.ground_truth_table import print_findings
+    from bayes_lora.experiments.ground_truth.report import (
+        LEMMAS_FILE,
+        MEASURES_FILE,
+        RANKS_FILE,
+        RESULTS_FILE,
+        TABLE_FILE,
+        write_report,
+    )
+    from bayes_lora.experiments.ground_truth.study import Study, quick_study, run_study
+
     changes = {
         "seeds": None if seeds is None else seed_numbers(seeds),
         "problems": _words(problems),
@@ -66,7 +63,7 @@ def ground_truth_command(
     if as_json:
         print(json.dumps({"study": str(out), **found.to_json(), "failed": failed}))
     else:
-        _print(found)
+        print_findings(found)
         files = (RESULTS_FILE, TABLE_FILE, MEASURES_FILE, RANKS_FILE, LEMMAS_FILE)
         say(f"In {out}: {', '.join(name for name in files if (out / name).is_file())}.")
         for job, why in failed.items():
@@ -77,19 +74,3 @@ def ground_truth_command(
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _print(found: Findings) -> None:
-    wide = Console(width=max(Console().width, 150))
-    for kind, methods in found.methods.items():
-        title = f"{kind}: mean ± standard error over problems; sd: posterior standard deviations; KL in nats"
-        table = Table(title=title, title_justify="left")
-        table.add_column("method", no_wrap=True)
-        for heading, _ in COLUMNS.values():
-            table.add_column(Text(heading), justify="right")
-        for name, summary in summaries(methods).items():
-            table.add_row(Text(name), *map(Text, cells(summary)))
-        wide.print(table)
-    for (kind, name), ranks in found.ranks.items():
-        number = len(ranks.values)
-        say(f"calibration, {kind}, {name}: ranks {ranks.verdict}, p = {ranks.p_value:.2g}, {number} replications")

@@ -1,15 +1,15 @@
-"""Options that several commands have, each said once, and what they say of the rows."""
+"""Options that several commands have, each said once. Nothing heavy is imported: help and typing errors come at once.
 
-from collections.abc import Mapping
+What only the library can list stands in their help in braces; see `late_help`.
+"""
+
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
+from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.families.family import task_families
-from bayes_lora.experiments.networks.named_models import base_model_help
-from bayes_lora.experiments.tasks.sources import RowsSource
 
 # The rows.
 TaskOption = Annotated[str | None, typer.Option(help="mrpc, rte, cola, wic or boolq.")]
@@ -20,11 +20,11 @@ TrainFileOption = Annotated[Path | None, typer.Option(help="Your own rows: .json
 EvalFileOption = Annotated[Path | None, typer.Option(help="Rows to evaluate on; by default a tenth of --train-file.")]
 TextColumnsOption = Annotated[str | None, typer.Option(help="One column, or two separated by a comma.")]
 LabelColumnOption = Annotated[str, typer.Option(help="Column with the label, such as the class.")]
-TaskTypeOption = Annotated[str, typer.Option(help=f"What --train-file is about: {', '.join(task_families())}.")]
+TaskTypeOption = Annotated[str, typer.Option(help="What --train-file is about: {task_types}.")]
 MaxLengthOption = Annotated[int | None, typer.Option(help="Tokens a row is cut to; by default the task's.")]
 
 # The network, its adapters and its training.
-BaseModelOption = Annotated[str, typer.Option(help=base_model_help())]
+BaseModelOption = Annotated[str, typer.Option(help="{base_models}")]
 RankOption = Annotated[int, typer.Option(help="LoRA rank.")]
 LoRAAlphaOption = Annotated[int, typer.Option(help="LoRA alpha.")]
 TargetsOption = Annotated[str, typer.Option(help="attention, all-linear, or module names and commas.")]
@@ -33,29 +33,17 @@ BatchSizeOption = Annotated[int, typer.Option(help="Examples a step.")]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU where torch sees one), cpu, cuda.")]
 
+NumSamplesOption = Annotated[
+    str | None, typer.Option(help="Posterior draws of a prediction; auto: for each batch as many as it takes.")
+]
+DrawsOption = Annotated[
+    Draws | None,
+    typer.Option(help="How draws belong together: by four, in pairs, or not at all; by default as needs the fewest."),
+]
+
 # What is written.
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
-
-
-def rows_source(given: Mapping[str, Any]) -> RowsSource:
-    """Where the rows come from.
-
-    Raises:
-        TaskError, ConfigurationError: see `RowsSource`.
-    """
-    columns = given["text_columns"]
-    return RowsSource(
-        task=given["task"],
-        data_dir=_resolved(given["data_dir"]),
-        train_file=_resolved(given["train_file"]),
-        eval_file=_resolved(given["eval_file"]),
-        text_columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
-        label_column=given["label_column"],
-        limit=given["limit"],
-        seed=given["seed"],
-        task_type=given.get("task_type", "classification"),
-    )
 
 
 def typed(context: typer.Context) -> dict[str, str]:
@@ -66,6 +54,20 @@ def typed(context: typer.Context) -> dict[str, str]:
         if source is not None and source.name == "COMMANDLINE":
             found[parameter.name or ""] = max(parameter.opts, key=len)
     return found
+
+
+def num_samples_of(text: str) -> int | Literal["auto"]:
+    """What --num-samples says.
+
+    Raises:
+        ConfigurationError: neither a whole number nor auto.
+    """
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--num-samples {text!r} must be a whole number, such as 16, or auto.") from error
 
 
 def seed_numbers(text: str) -> tuple[int, ...]:
@@ -80,7 +82,15 @@ def seed_numbers(text: str) -> tuple[int, ...]:
         raise ConfigurationError(f"--seeds {text!r} must be whole numbers and commas, such as 0,1,2.") from error
 
 
-def _resolved(path: Path | str | None) -> str | None:
-    """The full path, so that a run can be taken up and used from anywhere."""
-    # Older releases of typer (0.26) keep text in a context's params, and make paths for the function alone.
-    return None if path is None else str(Path(path).expanduser().resolve())
+def require_alone(context: typer.Context, name: str, *besides: str) -> None:
+    """An option beside which no other one counts: that none was typed, save those in `besides`.
+
+    Raises:
+        ConfigurationError: names those that were.
+    """
+    others = [option for parameter, option in typed(context).items() if parameter not in (name, *besides)]
+    if others:
+        raise ConfigurationError(
+            f"--{name} goes on with a run as it was started, so {', '.join(others)} would do nothing. Drop "
+            f"{'it' if len(others) == 1 else 'them'}, or start a new run with --out."
+        )

@@ -67,9 +67,12 @@ def predictive(fitting: Fitting, method: Method, seed: int, model: BayesianLoRA,
     """The posterior predictive, or that at its mean; after its scale has been chosen where the method says so."""
     if method.at_mean:
         return Fitted(partial(predict, model, guide, at_mean=True), cost)
+    study = fitting.study
+    predictor = partial(predict, model, guide, draws=study.draws)
     if not method.calibrated:
-        return Fitted(partial(predict, model, guide), cost)
-    draws = max(2, fitting.study.num_samples)  # as many as will predict: the best scale depends on it
+        return Fitted(predictor, cost)
+    num_samples = max(4, study.num_samples)  # as many as will predict: the best scale depends on it
     with Measured() as choosing, fitting.precision():
-        found = calibrate_scale(model, guide, fitting.held_out.loader(), num_samples=draws, seed=seed)
-    return Fitted(partial(predict, model, guide), cost + choosing.cost, {"sample_scale": found.scale})
+        rows = fitting.held_out.loader()
+        found = calibrate_scale(model, guide, rows, num_samples=num_samples, draws=study.draws, seed=seed)
+    return Fitted(predictor, cost + choosing.cost, {"sample_scale": found.scale})

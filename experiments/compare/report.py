@@ -12,10 +12,10 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from bayes_lora.choices import Splits
 from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
 from bayes_lora.experiments.compare.significance import Differences, significance
-from bayes_lora.experiments.compare.study import Splits
 from bayes_lora.experiments.reports import plots
 from bayes_lora.experiments.reports.page import png
 from bayes_lora.files import write_file
@@ -28,6 +28,11 @@ RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"
 MARKDOWN_FILE, LATEX_FILE = "table.md", "table.tex"
 RELIABILITY_FILE, RISK_FILE, MINUS_FILES = "reliability.png", "risk_coverage.png", "minus_*.png"
 OVERVIEW_FILE = "overview.png"
+# All that there may be, as patterns, in the order in which a reader wants them.
+FILES = (
+    *(RESULTS_FILE, MARKDOWN_FILE, LATEX_FILE, SIGNIFICANCE_FILE),
+    *(OVERVIEW_FILE, RELIABILITY_FILE, RISK_FILE, MINUS_FILES),
+)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from bayes_lora.checks import require_count
+from bayes_lora.choices import Splits
 from bayes_lora.errors import BayesLoRAError, DataError
 from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitting
 from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.point_estimate import POINT_ESTIMATE
 from bayes_lora.experiments.compare.schedule import stages, with_bases
-from bayes_lora.experiments.compare.study import EncodedRows, Splits, Study, StudyRows
+from bayes_lora.experiments.compare.study import EncodedRows, Study, StudyRows
 from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.experiments.runs.parallel import in_parallel

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from bayes_lora.checks import require_choice, require_count, require_fraction, require_seed
+from bayes_lora.choices import Draws, EvalSplit, Splits
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.runs.study_folder import STUDY_FILE
@@ -27,10 +28,8 @@ from bayes_lora.randomness import Part, stream
 if TYPE_CHECKING:
     from datasets import Dataset
 
-EvalSplit = Literal["validation", "held_out"]
-Splits = Literal["per_seed", "shared"]
 # What studies of version 0.1 did, and do not say.
-BEFORE: Mapping[str, str] = {"splits": "shared", "seeding": "shared"}
+BEFORE: Mapping[str, str] = {"splits": "shared", "seeding": "shared", "draws": "independent"}
 _SCHEMA_VERSION = 1
 
 
@@ -48,6 +47,7 @@ class Study:
             place of its `seed`. Its precision is also that of predictions, but for Laplace's, which are exact.
         seeds: of head, adapters, order of rows, dropout and draws.
         num_samples: posterior draws of a prediction.
+        draws: how these belong together, see `draw_design.source`; dropout's are independent in any case.
         train_rows: so many rows of the training split; None takes all.
         held_out: part of those rows on which nothing is trained: temperatures and scales are chosen there.
         splits: "per_seed", each seed has its own held-out rows and, with `train_rows`, its own training rows, drawn
@@ -71,6 +71,7 @@ class Study:
     training: FitOptions = field(default_factory=FitOptions)
     seeds: tuple[int, ...] = (0, 1, 2)
     num_samples: int = 16
+    draws: Draws | None = None
     train_rows: int | None = None
     held_out: float = 0.1
     splits: Splits = "per_seed"
@@ -95,6 +96,8 @@ class Study:
         require_count("num_samples", self.num_samples)
         require_fraction("held_out", self.held_out)
         require_choice("splits", self.splits, get_args(Splits))
+        if self.draws is not None:
+            require_choice("draws", self.draws, get_args(Draws))
         require_choice("eval_split", self.eval_split, get_args(EvalSplit))
         for name in ("train_rows", "eval_rows"):
             if getattr(self, name) is not None:
@@ -166,7 +169,8 @@ class Study:
         found = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
         # The only type that can be compared, which is not written, so that studies from before there were types go on.
         del found["source"]["data_dir"], found["source"]["task_type"], found["outside_dir"]
-        for settings, name in ((found, "splits"), (found["training"], "seeding")):
+        del found["source"]["train_rows"]  # which is a run's; a study has its own
+        for settings, name in ((found, "splits"), (found["training"], "seeding"), (found, "draws")):
             if settings[name] == BEFORE[name]:
                 del settings[name]
         if found["training"]["weight_decay_of"] == "all":  # which is a method's to change

@@ -19,6 +19,7 @@ from bayes_lora.experiments.runs.runs import Run, load_run
 from bayes_lora.inference import Prediction, to_inference_data
 from bayes_lora.inference.diagnostics import (
     Convergence,
+    EnoughDraws,
     LooPit,
     Mixture,
     PredictiveCheck,
@@ -28,6 +29,7 @@ from bayes_lora.inference.diagnostics import (
     check_confidence,
     check_label_rates,
     convergence,
+    enough_draws,
     loo_pit,
     mixture,
     prior_to_posterior,
@@ -51,6 +53,7 @@ class Diagnosis:
         data: draws, prior, predictions and likelihoods, for ArviZ.
         predictive: the posterior predictive, from the draws in `data`.
         point: the prediction at the posterior mean.
+        draws: how many of them the predictive takes.
         uncertainty: which adapters carry the predictive uncertainty.
         change: what each adapter learned.
         weights: how many components are in use.
@@ -65,6 +68,7 @@ class Diagnosis:
     data: InferenceData
     predictive: Prediction
     point: Prediction
+    draws: EnoughDraws
     uncertainty: UncertaintyMap
     change: PriorToPosterior
     weights: Mixture
@@ -77,6 +81,7 @@ class Diagnosis:
         """Every diagnostic by name; each has `flagged` and `message`."""
         named: dict[str, Any] = {} if self.settled is None else {"convergence": self.settled}
         named |= {"prior to posterior": self.change, "mixture": self.weights, "uncertainty map": self.uncertainty}
+        named["number of draws"] = self.draws
         named |= {check.what: check for check in self.checks}
         return {**named, "rank of the labels": self.transforms}
 
@@ -123,6 +128,7 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
             on_prediction=lambda: progress.advance(ablating),
         )
     point = run.predict(data, at_mean=True, console=console)
+    draws = enough_draws(run.predict(data, num_samples="auto", console=console))
     # Only softmax(logits) counts, and that of a logarithm is the probability itself.
     probs = torch.from_numpy(group(inference_data, "posterior_predictive")["probs"].to_numpy()[0])
     predictive = Prediction(probs.clamp_min(torch.finfo(probs.dtype).tiny).log(), point.labels)
@@ -134,6 +140,7 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
         inference_data,
         predictive,
         point,
+        draws,
         uncertainty,
         prior_to_posterior(run.model, run.guide, seed=seed),
         mixture(run.model, run.guide, seed=seed),

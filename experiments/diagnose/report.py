@@ -1,6 +1,7 @@
 """The diagnosis of a run as a page."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -239,3 +240,20 @@ def _examples(diagnosis: Diagnosis) -> Section:
 def _known(prediction: Prediction) -> Tensor:
     assert prediction.labels is not None
     return prediction.labels
+
+
+def described(found: Diagnosis) -> dict[str, Any]:
+    """Findings and metrics in plain data."""
+    return {
+        "findings": {
+            name: {"flagged": bool(finding.flagged), "message": finding.message}
+            for name, finding in found.findings.items()
+        },
+        "metrics": {
+            name: {metric: dict(zip(("value", "low", "high"), of, strict=True)) for metric, of in metrics.items()}
+            for name, metrics in (
+                ("posterior_mean", intervals(found.point)),
+                ("posterior_predictive", intervals(found.predictive)),
+            )
+        },
+    }

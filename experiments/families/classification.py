@@ -64,6 +64,7 @@ class Classification(TaskFamily):
             "total_entropy": prediction.total_entropy[index].item(),
             "aleatoric_entropy": prediction.aleatoric_entropy[index].item(),
             "mutual_information": prediction.mutual_information[index].item(),
+            **({} if prediction.num_draws is None else {"num_draws": int(prediction.num_draws[index])}),
         }
 
     def describe_point(self, point: Any, index: int, label_names: Sequence[str]) -> Row:

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from bayes_lora.checks import require_count
+from bayes_lora.checks import require_choice, require_count
+from bayes_lora.choices import Draws
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import DataError
 from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter
@@ -27,10 +28,11 @@ class RunConfig:
     """Everything that a fit depends on besides its rows and its environment.
 
     `lora` says how new adapters are made, or which trained one is taken as it is (method monteclora_posthoc); `guide`
-    which family the posterior is of, see `LoRAGuide.kind`, and how it starts.
+    which family the posterior is of, see `LoRAGuide.kind`, and how it starts; `num_samples` and `draws` how it
+    predicts, see `predict`.
 
     Raises:
-        ConfigurationError: `num_samples` below 1.
+        ConfigurationError: `num_samples` below 1, or no such `draws`.
     """
 
     task: Task
@@ -40,13 +42,17 @@ class RunConfig:
     posterior: MonteCLoRAConfig = field(default_factory=MonteCLoRAConfig)
     guide: SavedKind = field(default_factory=partial(SavedKind, MonteCLoRAGuide.kind))
     training: FitOptions = field(default_factory=FitOptions)
-    num_samples: int = 32
+    num_samples: int | Literal["auto"] = 32
+    draws: Draws | None = None
     max_length: int | None = None
     source: RowsSource | None = None
     rows_digest: str | None = None
 
     def __post_init__(self) -> None:
-        require_count("num_samples", self.num_samples)
+        if self.num_samples != "auto":
+            require_count("num_samples", self.num_samples)
+        if self.draws is not None:
+            require_choice("draws", self.draws, get_args(Draws))
 
     @property
     def labels_are_names(self) -> bool:
@@ -68,7 +74,9 @@ class RunConfig:
             "training": FitOptions(**{"seeding": "shared", **data["training"]}),  # what 0.1 did not say
             "source": None if data["source"] is None else _source(data["source"]),
         }
-        return cls(**{name: value for name, value in {**data, **parts}.items() if name != "schema_version"})
+        before = {"draws": "independent"}  # what 0.1 did not say
+        given = {**before, **data, **parts}
+        return cls(**{name: value for name, value in given.items() if name != "schema_version"})
 
 
 def read_config(folder: Path) -> RunConfig:

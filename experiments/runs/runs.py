@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
+from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError, DataError, RunExistsError
 from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter, load_adapter
@@ -48,6 +49,7 @@ from bayes_lora.inference import (
     save_posterior,
 )
 from bayes_lora.inference.finetuning.lora import add_lora
+from bayes_lora.inference.guides.draw_design import draws_text
 from bayes_lora.inference.guides.lora_guide import guide_kinds
 from bayes_lora.inference.storage.posterior_files import SavedKind
 from bayes_lora.models import BayesianLoRA
@@ -77,18 +79,32 @@ class Run:
         return encode(config.task, list(rows), self.tokenizer, max_length=config.max_length, with_labels=with_labels)
 
     def predict(
-        self, data: "Dataset", *, num_samples: int | None = None, at_mean: bool = False, console: Console | None = None
+        self,
+        data: "Dataset",
+        *,
+        num_samples: int | Literal["auto"] | None = None,
+        draws: Draws | None = None,
+        at_mean: bool = False,
+        console: Console | None = None,
     ) -> Prediction:
-        """Predict encoded rows under the run's seed and number of draws, unless another number is given."""
+        """Predict encoded rows under the run's seed, and its number and kind of draws unless others are given."""
         if num_samples is None:
             num_samples = self.config.num_samples
         training = self.config.training
         collate = self.config.task.family.collate(self.tokenizer)
         loader: DataLoader[Any] = DataLoader(data, batch_size=training.batch_size, collate_fn=collate)
-        what = "predict at the mean" if at_mean else f"predict with {num_samples} draws"
+        what = "predict at the mean" if at_mean else f"predict with {draws_text(num_samples)}"
         shown = console is not None and console.is_terminal
         batches = track(loader, what, console=console, transient=True) if shown else loader
-        return predict(self.model, self.guide, batches, num_samples=num_samples, seed=training.seed, at_mean=at_mean)
+        return predict(
+            self.model,
+            self.guide,
+            batches,
+            num_samples=num_samples,
+            draws=draws or self.config.draws,
+            seed=training.seed,
+            at_mean=at_mean,
+        )
 
 
 def new_run(config: RunConfig, device: torch.device = CPU) -> Run:

@@ -22,12 +22,13 @@ class RowsSource:
         text_columns: one or two columns of those files.
         label_column: their class.
         limit: use the first so many rows of each split only.
+        train_rows: use the first so many training rows only.
         seed: of the hold-out.
         task_type: of those files, the name of a `TaskFamily`.
 
     Raises:
         TaskError: not one of `task` and `train_file`, or an option of the other one.
-        ConfigurationError: `limit` or `seed` cannot have that value.
+        ConfigurationError: `limit`, `train_rows` or `seed` cannot have that value.
     """
 
     task: str | None = None
@@ -39,6 +40,7 @@ class RowsSource:
     limit: int | None = None
     seed: int = 0
     task_type: str = "classification"
+    train_rows: int | None = None
 
     def __post_init__(self) -> None:
         if (self.task is None) == (self.train_file is None):
@@ -47,8 +49,9 @@ class RowsSource:
             raise TaskError("--train-file needs --text-columns: one column name, or two separated by a comma.")
         self._refuse_idle_options()
         require_seed("--seed", self.seed)
-        if self.limit is not None:
-            require_count("--limit", self.limit)
+        for option, value in (("--limit", self.limit), ("--train-rows", self.train_rows)):
+            if value is not None:
+                require_count(option, value)
 
     def _refuse_idle_options(self) -> None:
         """An option that would do nothing is a misunderstanding, which only its user can clear up."""
@@ -82,7 +85,8 @@ class RowsSource:
                 task_type=self.task_type,
                 seed=self.seed,
             )
-        return replace(rows, train=rows.train[: self.limit], validation=rows.validation[: self.limit])
+        train = rows.train[: self.limit][: self.train_rows]
+        return replace(rows, train=train, validation=rows.validation[: self.limit])
 
 
 def digest(rows: TaskRows) -> str:

@@ -9,6 +9,7 @@
     check_label_rates, check_accuracy, check_confidence
                          do labels that the model draws look like those observed?
     uncertainty_map      which adapters carry the uncertainty of the predictions?
+    enough_draws         how many draws does the predictive take, and is it far from the mean at all?
     rank_truth           is a way of sampling posteriors right where the truth is known? (simulations; gives `Ranks`)
 
 Each but the last returns a frozen dataclass with `flagged`, whether something is wrong, and `message`, the finding in
@@ -28,6 +29,7 @@ require_extra("diagnostics", "bayes_lora.inference.diagnostics", "arviz", "xarra
 
 from bayes_lora.inference.diagnostics.controls import CLAIMS, CONTROLS, claims_table
 from bayes_lora.inference.diagnostics.convergence import Convergence, convergence
+from bayes_lora.inference.diagnostics.enough_draws import EnoughDraws, enough_draws
 from bayes_lora.inference.diagnostics.information import AdapterChange, PriorToPosterior, prior_to_posterior
 from bayes_lora.inference.diagnostics.leave_one_out import ELPD, compare, elpd_held_out, loo, waic
 from bayes_lora.inference.diagnostics.loo_pit import LooPit, loo_pit
@@ -51,6 +53,7 @@ __all__ = [
     "AdapterChange",
     "AdapterSpread",
     "Convergence",
+    "EnoughDraws",
     "LooPit",
     "Mixture",
     "ParetoCheck",
@@ -68,6 +71,7 @@ __all__ = [
     "compare",
     "convergence",
     "elpd_held_out",
+    "enough_draws",
     "loo",
     "loo_pit",
     "mixture",

@@ -57,8 +57,9 @@ def to_inference_data(
     adapters are module names, those of `class` the network's label names; components, ranks and columns count from 1.
     The attributes of constant_data are the model's configuration.
 
-    Draw s is the draw s of ``predict(model, guide, loader, seed=seed)``: its latents are those under which the logits
-    were computed that probs, log_likelihood and y of draw s come from.
+    Draws are independent, which leaving rows out, WAIC and whatever ArviZ does with them take for granted. Draw s is
+    that of ``predict(model, guide, loader, draws="independent", seed=seed)``: its latents are those under which the
+    logits were computed that probs, log_likelihood and y of draw s come from.
 
         noise_std_j = eps sqrt(sum_k pi_k^2) sqrt(Sigma_jj)      sparse: eps sqrt(Sigma_jj)
 
@@ -109,7 +110,7 @@ def to_inference_data(
             f"the likelihood of the model is {type(model.likelihood).__name__}, and inference data are made of class "
             "probabilities. Use bayes_lora.models.Classification."
         )
-    prediction = predict(model, guide, loader, num_samples=num_samples, seed=seed)
+    prediction = predict(model, guide, loader, num_samples=num_samples, draws="independent", seed=seed)
     groups = {
         "posterior": latent_draws(model, guide, num_samples, seed, adapters),
         "prior": latent_draws(model, model.sample_latents, num_samples, stream(seed, _PRIOR), adapters),

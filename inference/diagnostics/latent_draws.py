@@ -33,7 +33,8 @@ def latent_draws(
 ) -> xr.Dataset:
     """pi, Sigma and what follows from them, under many draws; variables as `to_inference_data` lists them.
 
-    Draw s is that of ``predict(..., seed=seed)``. No more than one draw of the noise is in memory at a time.
+    Draw s is that of ``predict(..., draws="independent", seed=seed)``. No more than one draw of the noise is in memory
+    at a time.
 
     Args:
         model: the model.

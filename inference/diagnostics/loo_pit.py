@@ -88,15 +88,16 @@ def loo_pit(prediction: Prediction, *, held_out: bool = False, seed: int = 0, fa
 
     Raises:
         DataError: rows without labels, or probabilities or labels that make no sense.
-        ConfigurationError: fewer than 25 draws of rows trained on, draws of no density that rows can be left out of
-            (objective "paper", dropout, an ensemble), or an option out of range.
+        ConfigurationError: fewer than 25 draws of rows trained on, or antithetic ones, draws of no density that rows
+            can be left out of (objective "paper", dropout, an ensemble), or an option out of range.
 
     Source: Czado, Gneiting & Held, "Predictive model assessment for count data", Biometrics 65 (2009), section 2;
     order by probability as in Romano, Sesia & Candes, "Classification with valid and adaptive coverage", NeurIPS 2020,
     equation 5; leave-one-out by Vehtari, Gelman & Gabry, Statistics and Computing 27 (2017), section 2.
 
     Example:
-        >>> loo_pit(predict(model, guide, train_loader, num_samples=200)).p_value  # doctest: +SKIP
+        >>> drawn = predict(model, guide, train_loader, num_samples=200, draws="independent")  # doctest: +SKIP
+        >>> loo_pit(drawn).p_value  # doctest: +SKIP
         0.41
     """
     labels = require_labels(prediction).numpy()
@@ -111,6 +112,11 @@ def loo_pit(prediction: Prediction, *, held_out: bool = False, seed: int = 0, fa
         raise ConfigurationError(
             f"{num_draws} draws leave no tail to smooth the leave-one-out weights with. Predict with num_samples="
             f"{_FEWEST_DRAWS} or more, 100 being better, or pass rows not trained on with held_out=True."
+        )
+    elif prediction.block_size > 1:
+        raise ConfigurationError(
+            "leaving rows out weighs draws one by one, and k-hat reads their tail, which takes independent draws; "
+            "these depend on each other by design. Predict with draws='independent'."
         )
     elif prediction.kl_temperature is None:
         raise ConfigurationError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference.diagnostics.without_noise import without_noise
 from bayes_lora.inference.guides.posterior_draw import Guide
-from bayes_lora.inference.predictors.predictive import PosteriorPasses
+from bayes_lora.inference.predictors.posterior_passes import PosteriorPasses
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
 
@@ -101,8 +101,8 @@ def uncertainty_map(
 ) -> UncertaintyMap:
     """Uncertainty of the predictions with the noise of each part of the network ablated, and with its noise alone.
 
-    Ablated adapters have ``A = mu``; all others have the very draws that `predict` with this seed uses, so the
-    differences between the maps' entries are of the noise left out, and of no other. For every part it takes two
+    Ablated adapters have ``A = mu``; all others have the same independent draws throughout, so the differences between
+    the maps' entries are of the noise left out, and of no other. For every part it takes two
     predictions of every row, so ``(2 parts + 1) num_samples`` passes; batches are in the outer loop, so the loader is
     gone through once.
 
@@ -143,7 +143,9 @@ def uncertainty_map(
     for mask in chosen.values():
         ablated += [mask, ~mask]
     heard = [without_noise(model, guide, mask) if mask.any() else guide for mask in ablated]
-    passes = [PosteriorPasses(model, partly, num_samples, seed, draws_per_pass) for partly in heard]
+    passes = [
+        PosteriorPasses(model, partly, num_samples, seed, draws_per_pass, draws="independent") for partly in heard
+    ]
     sums, num_rows = torch.zeros(len(ablated), 2, dtype=torch.double), 0
     for batch in loader:
         for index, of_part in enumerate(passes):

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from bayes_lora.checks import require_choice, require_count, require_positive
+from bayes_lora.choices import GAUSSIAN_DESIGNS, Draws
 from bayes_lora.distributions.column_normal import ColumnNormal
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference.guides.adapter_guide import AdapterGuide
@@ -167,6 +168,19 @@ class AutoAdapterGuide(AdapterGuide):
         """The autoguide's centre by site, (adapter, column, rank)."""
         with pyro.settings.context(module_local_params=True), poutine.block():
             return self.auto.median()  # type: ignore[no-any-return]
+
+    @property
+    def designs(self) -> tuple[Draws, ...]:
+        """Those of Pyro that a saved posterior can name are Gaussians about their median, or a point."""
+        return GAUSSIAN_DESIGNS if type(self.auto) in _AUTOGUIDES.values() else super().designs
+
+    @torch.no_grad()
+    def combined(self, perturbations: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> list[Tensor]:
+        """About the autoguide's centre, which need not be LoRA-A's."""
+        sites, median = self.model.sites, self.median()
+        centres = [(median[sites.column_site(group)] - sites.means(group)).mT for group in sites.groups]
+        sums, rest = super().combined(perturbations, weights), 1 - sum(weights)
+        return [torch.add(one, centre, alpha=rest) for one, centre in zip(sums, centres, strict=True)]
 
     @torch.no_grad()
     def copy_median_to_adapters(self) -> None:

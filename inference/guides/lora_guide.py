@@ -1,12 +1,14 @@
 """What a guide over LoRA-A is, and which kinds there are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import pyro
+import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from bayes_lora.choices import Draws
 from bayes_lora.discovery import modules_of
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference import guides
@@ -85,6 +87,25 @@ class LoRAGuide(PyroModule):  # type: ignore[misc]
     def sample(self) -> Latents:
         """Open the model's sites, in its order, with the distributions of the posterior: see `LatentSites.sample`."""
         raise NotImplementedError
+
+    @property
+    def designs(self) -> tuple[Draws, ...]:
+        """Designs of draws under which each draw alone still has the guide's distribution, the best first.
+
+        "antithetic" where the noise of the adapters, given all else that is drawn, is symmetric about the guide's
+        centre, "tetrahedral" where it is Gaussian: `GAUSSIAN_DESIGNS` are all. See `draw_design.source`.
+        """
+        return ("independent",)
+
+    def combined(self, perturbations: Sequence[Sequence[Tensor]], weights: Sequence[float]) -> list[Tensor]:
+        """The noise of several draws, as `BayesianLoRA.perturbations` gives it, summed about the guide's centre.
+
+        c + sum_d w_d (P_d - c),    of each group; here the centre c is 0.
+        """
+        sums = [weights[0] * noise for noise in perturbations[0]]
+        for weight, noises in zip(weights[1:], perturbations[1:], strict=True):
+            sums = [torch.add(one, noise, alpha=weight) for one, noise in zip(sums, noises, strict=True)]
+        return sums
 
     def copy_median_to_adapters(self) -> None:
         """Put the guide's centre into LoRA-A, where it is not there by itself, as it is with a guide centred at it."""

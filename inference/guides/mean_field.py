@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bayes_lora.adapters import AdapterGroup
 from bayes_lora.checks import require_positive
+from bayes_lora.choices import GAUSSIAN_DESIGNS, Draws
 from bayes_lora.distributions.diagonal_normal import DiagonalNormal
 from bayes_lora.inference.guides.adapter_guide import AdapterGuide
 from bayes_lora.models import BayesianLoRA
@@ -75,6 +76,11 @@ class MeanFieldGuide(AdapterGuide):
     def deviation(self, group: AdapterGroup) -> Tensor:
         """sigma of the group's LoRA-A entries, (adapter, column, rank)."""
         return self.model.group_scale(group)[:, None, None] * getattr(self, "scale" + group.suffix)  # type: ignore[no-any-return]
+
+    @property
+    def designs(self) -> tuple[Draws, ...]:
+        """A Gaussian about mu."""
+        return GAUSSIAN_DESIGNS
 
     @classmethod
     def expected_shapes(cls, model: BayesianLoRA, settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

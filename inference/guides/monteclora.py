@@ -11,6 +11,7 @@ from pyro.nn import PyroParam
 from torch import Tensor
 
 from bayes_lora.adapters import AdapterGroup
+from bayes_lora.choices import GAUSSIAN_DESIGNS, Draws
 from bayes_lora.distributions.column_normal import ColumnNormal
 from bayes_lora.distributions.expected_normal import ExpectedColumnNormal
 from bayes_lora.effect_handlers import densities_only
@@ -65,6 +66,11 @@ class MonteCLoRAGuide(LoRAGuide):
         if densities_only():
             return torch.nn.Module.__call__(self, *args, **kwargs)  # type: ignore[no-any-return]
         return super().__call__(*args, **kwargs)
+
+    @property
+    def designs(self) -> tuple[Draws, ...]:
+        """A Gaussian about mu, whatever pi and Sigma are."""
+        return GAUSSIAN_DESIGNS
 
     @classmethod
     def expected_shapes(cls, model: BayesianLoRA, settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,6 @@
 """One draw of the posterior, beside the prior of the same sites."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,10 @@ class PosteriorDraw:
 
 
 @torch.no_grad()
-def posterior_draw(model: BayesianLoRA, guide: Guide, seed: int, index: int) -> PosteriorDraw:
-    """Draw number `index` under `seed`: the same one that `predict(..., seed=seed)` makes its sample `index` with.
+def posterior_draw(
+    model: BayesianLoRA, guide: Guide, seed: int, index: int, *, given: Mapping[str, Tensor] | None = None
+) -> PosteriorDraw:
+    """Draw number `index` under `seed`: the one that `predict(..., draws="independent", seed=seed)` has there too.
 
     The global generators are left as they were.
 
@@ -49,9 +51,11 @@ def posterior_draw(model: BayesianLoRA, guide: Guide, seed: int, index: int) -> 
             drawn from the prior.
         seed: of all draws.
         index: of this one.
+        given: values of sites that are not drawn.
     """
     with poutine.block(), seeded(stream(seed, index), model.sites.example.device):
-        drawn = prune_subsample_sites(poutine.trace(guide).get_trace())
+        conditioned = poutine.condition(guide, data=dict(given)) if given else guide
+        drawn = prune_subsample_sites(poutine.trace(conditioned).get_trace())
         with poutine.trace() as recorder:
             latents = poutine.condition(model.sample_latents, data=site_values(drawn))()
     return PosteriorDraw(drawn, prune_subsample_sites(recorder.trace), latents)

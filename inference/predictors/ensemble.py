@@ -70,7 +70,7 @@ class Ensemble(NetworkPredictor):
                 )
 
     @contextmanager
-    def draws(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+    def drawing(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
         """One of each member, whatever the arguments."""
         with exchanging(self.network, self.states[0].keys()) as put:
 

@@ -57,7 +57,7 @@ class MCDropout(NetworkPredictor):
         self._dropouts()
 
     @contextmanager
-    def draws(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+    def drawing(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
         """Under one dropout mask each, which depends on (seed, draw, batch)."""
         require_count("num_samples", num_samples)
         require_seed("seed", seed)

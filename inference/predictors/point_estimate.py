@@ -32,6 +32,6 @@ class PointEstimate(NetworkPredictor):
     network: nn.Module
 
     @contextmanager
-    def draws(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+    def drawing(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
         """One, whatever the arguments."""
         yield lambda inputs: network_logits(self.network, inputs).unsqueeze(0)

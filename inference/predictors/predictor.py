@@ -33,7 +33,7 @@ class Predictor(Protocol):
 
 
 class NetworkPredictor(ABC):
-    """A `Predictor` by passes of one network: a subclass says in `draws` what the logits of a batch are.
+    """A `Predictor` by passes of one network: a subclass says in `drawing` what the logits of a batch are.
 
     Attributes:
         network: returns logits (example, class) for a batch; in evaluation mode while it predicts.
@@ -43,8 +43,12 @@ class NetworkPredictor(ABC):
     network: nn.Module
     joint: ClassVar[bool] = True
 
+    def block_size(self, num_samples: int) -> int:
+        """Samples that belong together by design, see `Prediction`."""
+        return 1
+
     @abstractmethod
-    def draws(self, num_samples: int, seed: int) -> AbstractContextManager[Callable[[Inputs], Tensor]]:
+    def drawing(self, num_samples: int, seed: int) -> AbstractContextManager[Callable[[Inputs], Tensor]]:
         """Around all batches of a prediction; gives what makes logits (sample, example, class) of a batch."""
 
     def __call__(
@@ -55,9 +59,9 @@ class NetworkPredictor(ABC):
         seed: int = 0,
         on_batch: Callable[[], None] | None = None,
     ) -> Prediction:
-        with evaluation_mode(self.network), self.draws(num_samples, seed) as logits_of:
+        with evaluation_mode(self.network), self.drawing(num_samples, seed) as logits_of:
             found = collect(logits_of, loader, next(self.network.parameters()).device, on_batch)
-        return replace(found, joint=self.joint)
+        return replace(found, joint=self.joint, block_size=self.block_size(num_samples))
 
 
 def collect(
@@ -78,6 +82,9 @@ def collect_logits(
 ) -> tuple[Tensor, Tensor | None]:
     """Logits (sample, example, output) of all batches, computed without gradients, and labels where they have some.
 
+    A batch with fewer samples than others has them again and again, so that a mean over samples stays what it is; the
+    most have to be a multiple of its number.
+
     Args:
         logits_of: gives (sample, example, output) for a batch on `device`, of which the labels have been taken.
         loader: batches as the network takes them; `labels` are kept where present.
@@ -94,15 +101,21 @@ def collect_logits(
             found = inputs.pop("labels", None)
             if found is not None:
                 labels.append(found.cpu())
-            drawn = logits_of(inputs)
-            logits.append(drawn.to(torch.promote_types(drawn.dtype, torch.float32)).cpu())
+            logits.append(in_full_precision(logits_of(inputs)))
             if on_batch is not None:
                 on_batch()
     if not logits:
         raise DataError("there is nothing to predict: the loader has no batches. Pass at least one row.")
     if labels and len(labels) != len(logits):
         raise DataError("some batches have labels and some do not. Label all rows, or none.")
-    return torch.cat(logits, dim=1), torch.cat(labels) if labels else None
+    most = max(map(len, logits))
+    whole = [drawn.repeat(most // len(drawn), 1, 1) if len(drawn) < most else drawn for drawn in logits]
+    return torch.cat(whole, dim=1), torch.cat(labels) if labels else None
+
+
+def in_full_precision(logits: Tensor) -> Tensor:
+    """In float32 or better, on the CPU."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu()
 
 
 @contextmanager

@@ -10,10 +10,13 @@ from torch import Tensor
 from torch.nn.functional import nll_loss
 
 from bayes_lora.checks import require_count, require_positive
+from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError, DataError
+from bayes_lora.inference.guides.draw_design import block_size, design_of
 from bayes_lora.inference.predictors.predictive import predict
 from bayes_lora.metrics.bootstrap import standard_error
 from bayes_lora.metrics.classification import evaluate
+from bayes_lora.metrics.monte_carlo_error import independent_parts
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
 
@@ -74,6 +77,7 @@ def calibrate_scale(
     loader: Iterable[Mapping[str, Any]],
     *,
     num_samples: int = 16,
+    draws: Draws | None = None,
     seed: int = 0,
     bounds: tuple[float, float] = (1e-3, 1.0),
     on_step: Callable[[float, float], None] | None = None,
@@ -87,16 +91,17 @@ def calibrate_scale(
     half decades, then by golden section around the grid's best, until the ends of the bracket are within 10 % of each
     other. Whatever the curve looks like, the best of all that were tried counts.
 
-    With finitely many draws the curve has a slope at 0 whose sign is chance, so that a tiny scale would seem to beat
-    the point estimate half of the time; and with finitely many rows, other ones might say otherwise. The best scale
+    With finitely many independent draws the curve has a slope at 0 whose sign is chance, so that a tiny scale would
+    seem to beat the point estimate half of the time (in antithetic pairs they have none); and with finitely many rows,
+    other ones might say otherwise. The best scale
     therefore has to beat it by two standard errors,
 
         error^2 = var_s(u_s) / S + var_i(d_i) / n,   u_s = 1/n sum_i p_s(y_i) / mean_t p_t(y_i)
 
-    (the infinitesimal jackknife over draws) with d_i what the two NLLs of row i differ by. Where it does not,
-    `ScaleCalibration.improves` is False and the scale is
-    the least that the objective has: 0 for "paper", which is the point estimate; for "elbo", whose KL is infinite at
-    0, the lower of `bounds`, and ``predict(..., at_mean=True)`` is what to use.
+    (the infinitesimal jackknife over draws, or over their pairs) with d_i what the two NLLs of row i differ by. Where
+    it does not, `ScaleCalibration.improves` is False and the scale is the least that the objective has: 0 for "paper",
+    which is the point estimate; for "elbo", whose KL is infinite at 0, the lower of `bounds`, and
+    ``predict(..., at_mean=True)`` is what to use.
 
     Where adapters have scales of their own, all are multiplied by one factor, and "the scale" means their mean. The
     guide may be one that was never trained, ``MonteCLoRAGuide(model)`` on a plain LoRA checkpoint: noise of
@@ -110,7 +115,8 @@ def calibrate_scale(
         model: the model, whose `sample_scale` is changed; after an error it is what it was.
         guide: its guide: any whose noise has the model's sample_scale, as `MonteCLoRAGuide` and `MeanFieldGuide` do.
         loader: labelled, held-out batches; they are kept in memory, since they are needed again for each scale.
-        num_samples: S >= 2, draws of the posterior predictive.
+        num_samples: S, draws of the posterior predictive: two blocks of the design or more.
+        draws: see `predict`.
         seed: of the draws.
         bounds: least and largest scale to look at, both positive.
         on_step: called with (scale, nll) after each scale, the point estimate's first; for progress bars.
@@ -127,9 +133,11 @@ def calibrate_scale(
         >>> calibrate_scale(model, MonteCLoRAGuide(model), held_out, num_samples=16).scale  # doctest: +SKIP
     """
     require_count("num_samples", num_samples)
-    if num_samples < 2:
+    design = design_of(guide, draws, num_samples, fewest_blocks=2)
+    if num_samples < 2 * block_size(design):
         raise ConfigurationError(
-            "num_samples=1 draw says nothing about the error of its NLL. Use 2 or more, such as 16."
+            f"num_samples={num_samples} says nothing about the error of its NLL, which takes two independent draws, or "
+            f"two blocks of dependent ones, see draws. Use {2 * block_size(design)} or more, such as 16."
         )
     lower, upper = _checked(bounds)
     batches = list(loader)
@@ -141,7 +149,9 @@ def calibrate_scale(
         if scale not in tried:
             if scale > 0:
                 model.set_sample_scale(scale * shares)
-            prediction = predict(model, guide, batches, num_samples=num_samples, seed=seed, at_mean=scale == 0)
+            prediction = predict(
+                model, guide, batches, num_samples=num_samples, draws=design, seed=seed, at_mean=scale == 0
+            )
             tried[scale] = _score(prediction)
             if on_step is not None:
                 on_step(scale, tried[scale].nll)
@@ -209,7 +219,7 @@ def _score(prediction: Prediction) -> _Score:
     log_probs = prediction.logits.double().log_softmax(-1)
     at_label = log_probs.gather(-1, prediction.labels.expand(len(log_probs), -1).unsqueeze(-1)).squeeze(-1)
     influence = (at_label + nll).exp().mean(-1)  # (sample,)
-    return _Score(nll, standard_error(influence).item())
+    return _Score(nll, standard_error(independent_parts(influence, prediction.block_size)).item())
 
 
 def _checked(bounds: tuple[float, float]) -> tuple[float, float]:

@@ -1,9 +1,10 @@
 """SWAG: a Gaussian through the iterates of stochastic gradient descent."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -11,14 +12,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bayes_lora.checks import require_count, require_non_negative, require_seed
+from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError, PosteriorFileError
 from bayes_lora.files import write_whole
+from bayes_lora.inference.guides.draw_design import block_size, choose_design, source
 from bayes_lora.inference.predictors.ensemble import exchanging, require_fit
 from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor
 from bayes_lora.models import network_logits
 from bayes_lora.randomness import stream
 from bayes_lora.sealed_files import Format
 
+# That a draw of any design is made of.
+_MOST_DIRECTIONS = 3
 _FORMAT = Format(PosteriorFileError, "Save it again.")
 
 
@@ -72,17 +77,25 @@ class SWAG:
 
     def draw(self, seed: int, scale: float = 0.5) -> dict[str, Tensor]:
         """One draw of every tensor, on the CPU; at scale 0 the mean."""
+        return self.at({name: scale**0.5 * value for name, value in self.noise(seed).items()})
+
+    def at(self, noise: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every tensor at so much from the mean."""
+        return {**self.mean, **{name: self.mean[name] + value for name, value in noise.items()}}
+
+    def noise(self, seed: int) -> dict[str, Tensor]:
+        """What a draw at scale 1 adds to the mean of every tensor with a variance, on the CPU."""
         generator = torch.Generator().manual_seed(seed)
         names = sorted(self.variance)  # whatever the order they were read in
         num_deviations = len(self.deviations[names[0]])
         z2 = torch.randn(num_deviations, generator=generator, dtype=torch.float64) / (num_deviations - 1) ** 0.5
-        drawn = dict(self.mean)
+        found = {}
         for name in names:
             mean, columns = self.mean[name], self.deviations[name]
             z1 = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
             low_rank = torch.einsum("k,k...->...", z2.to(columns), columns)
-            drawn[name] = mean + scale**0.5 * (self.variance[name].sqrt() * z1 + low_rank)
-        return drawn
+            found[name] = self.variance[name].sqrt() * z1 + low_rank
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write it as one safetensors file, whole or not at all, with a checksum of its tensors."""
@@ -116,19 +129,21 @@ class SWAG:
 class SWAGPredictor(NetworkPredictor):
     """``p(y | x) = 1/S sum_s softmax(f(x; theta_s))`` with ``theta_s`` drawn from a `SWAG`.
 
-    Draw s depends on (seed, s) only. The network has its own tensors back afterwards, also after an error. At scale 0
-    every draw is the SWA solution, so one is enough.
+    Draw s of a design depends on (seed, s) only. The network has its own tensors back afterwards, also after an error.
+    At scale 0 every draw is the SWA solution, so one is enough.
 
     Cost: `num_samples` forward passes; in every batch every theta_s is drawn again, (K + 2) multiplications and one
-    random number for each drawn tensor's entry, so that memory does not grow with the number of draws.
+    random number for each drawn tensor's entry, so that memory does not grow with the number of draws: that of a
+    block's directions, three at most, is kept.
 
     Args:
         network: the network whose iterates were collected, or one built like it.
         swag: the Gaussian.
         scale: of the covariance; 1/2 is the paper's.
+        draws: a design, see `draw_design.source`; by default "tetrahedral" or "antithetic", as with `predict`.
 
     Raises:
-        ConfigurationError: a scale below 0, or a tensor that does not fit the network; names it.
+        ConfigurationError: a scale below 0, no such draws, or a tensor that does not fit the network; names it.
 
     Source: Maddox et al. 2019, algorithm 1.
 
@@ -139,26 +154,42 @@ class SWAGPredictor(NetworkPredictor):
     network: nn.Module
     swag: SWAG
     scale: float = 0.5
+    draws: Draws | None = None
 
     def __post_init__(self) -> None:
         require_non_negative("scale", self.scale)
+        choose_design(self.draws, 1)  # for its check
         require_fit(self.network, self.swag.mean, "the SWAG")
 
+    def block_size(self, num_samples: int) -> int:
+        """Of the design."""
+        return block_size(choose_design(self.draws, num_samples))
+
     @contextmanager
-    def draws(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+    def drawing(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
         """Of the Gaussian; draw s depends on (seed, s) only."""
         require_count("num_samples", num_samples)
         require_seed("seed", seed)
+        design = choose_design(self.draws, num_samples)
         with exchanging(self.network, self.swag.mean.keys()) as put:
 
             def logits(inputs: Inputs) -> Tensor:
-                found = []
-                for draw in range(num_samples):
-                    put(self.swag.draw(stream(seed, draw), self.scale))
+                found, noise = [], lru_cache(_MOST_DIRECTIONS)(self.swag.noise)
+                for of in (source(design, draw) for draw in range(num_samples)):
+                    directions = [noise(stream(seed, of.block + index)) for index in range(len(of.weights))]
+                    put(self.swag.at(_combined(directions, of.weights, self.scale)))
                     found.append(network_logits(self.network, inputs))
                 return torch.stack(found)
 
             yield logits
+
+
+def _combined(noises: Sequence[Mapping[str, Tensor]], weights: Sequence[float], scale: float) -> dict[str, Tensor]:
+    """sqrt(scale) sum_d w_d z_d of every tensor."""
+    factors = [scale**0.5 * weight for weight in weights]
+    return {
+        name: sum(factor * noise[name] for factor, noise in zip(factors, noises, strict=True)) for name in noises[0]
+    }
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors.torch import load_file
@@ -13,6 +13,7 @@ from torch import nn
 
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.files import read_json, write_whole
+from bayes_lora.inference.guides.draw_design import draws_text
 from bayes_lora.inference.guides.lora_guide import LoRAGuide
 from bayes_lora.inference.storage.posterior_files import (
     ADAPTER_CONFIG_FILE,
@@ -44,7 +45,7 @@ class CardFacts:
         num_validation: held-out rows, which the metrics are of.
         point_metrics: metrics of the mean adapter, by name.
         predictive_metrics: metrics of the posterior predictive, by name.
-        num_samples: draws of that posterior predictive.
+        num_samples: draws of that posterior predictive, or "auto".
         language: as the hub writes it, such as "en".
         license: as the hub writes it, such as "apache-2.0".
 
@@ -62,7 +63,7 @@ class CardFacts:
     num_validation: int | None = None
     point_metrics: Mapping[str, float] = field(default_factory=dict)
     predictive_metrics: Mapping[str, float] = field(default_factory=dict)
-    num_samples: int | None = None
+    num_samples: int | Literal["auto"] | None = None
     language: str | None = None
     license: str | None = None
 
@@ -124,7 +125,7 @@ def _metadata(base: str | None, pipeline: str | None, facts: CardFacts, tags: li
     results = []
     if facts.dataset is not None:
         for metrics, of in (
-            (facts.predictive_metrics, f"posterior predictive, {facts.num_samples} draws"),
+            (facts.predictive_metrics, f"posterior predictive, {draws_text(facts.num_samples)}"),
             (facts.point_metrics, "point estimate"),
         ):
             for name, value in metrics.items():
@@ -200,7 +201,7 @@ def _results_section(facts: CardFacts, guide: type[LoRAGuide]) -> str:
         [of, *(f"{metrics[name]:.4f}" if name in metrics else "" for name in names)]
         for of, metrics in (
             (f"point estimate, the {guide.point}", facts.point_metrics),
-            (f"posterior predictive, {facts.num_samples} draws", facts.predictive_metrics),
+            (f"posterior predictive, {draws_text(facts.num_samples)}", facts.predictive_metrics),
         )
         if metrics
     ]

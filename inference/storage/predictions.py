@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ LAYOUT = 1
 _KEY = b"bayes_lora"
 _COLUMNS = ("row_id", "label", "logits")
 _TYPES = {torch.float32: pa.float32(), torch.float64: pa.float64()}
+_KINDS: dict[Any, str] = {str: "a text", bool: "true or false", int: "an integer >= 0", float: "a number >= 0"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class About:
         predict_seconds: wall time of the prediction.
         peak_memory_bytes: the most that was held at once in training or prediction.
         library_version: of bayes_lora, when it was predicted.
+        block_size: samples that belong together by design; `write_prediction` takes it from the prediction.
     """
 
     method: str
@@ -58,18 +60,20 @@ class About:
     predict_seconds: float
     peak_memory_bytes: int
     library_version: str = __version__
+    block_size: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is str:
                 right = isinstance(value, str) and value != ""
+            elif field.type is bool:
+                right = isinstance(value, bool)
             else:
                 number = isinstance(value, int if field.type is int else int | float) and not isinstance(value, bool)
                 right = number and math.isfinite(value) and value >= 0
             if not right:
-                kind = {str: "a text", int: "an integer >= 0", float: "a number >= 0"}[field.type]  # type: ignore[index]
-                raise DataError(f"{field.name}={value!r} of a stored prediction must be {kind}.")
+                raise DataError(f"{field.name}={value!r} of a stored prediction must be {_KINDS[field.type]}.")
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ def write_prediction(path: Path, stored: StoredPrediction) -> None:
         "label": pa.nulls(num_examples, pa.int64()) if labels is None else pa.array(labels.numpy(), pa.int64()),
         "logits": pa.FixedSizeListArray.from_arrays(by_class, num_samples),
     }
-    description = json.dumps({"layout": LAYOUT, "sha256": _checksum(stored), **asdict(stored.about)})
+    stored = replace(stored, about=replace(stored.about, block_size=stored.prediction.block_size))
+    description = json.dumps({"layout": LAYOUT, "sha256": _checksum(stored), **_described(stored.about)})
     table = pa.table(columns).replace_schema_metadata({_KEY: description.encode()})
     sink = pa.BufferOutputStream()
     # Logits hardly repeat: a dictionary of them would only cost.
@@ -160,7 +165,8 @@ def read_prediction(path: Path) -> StoredPrediction:
     if labels.null_count not in (0, table.num_rows):
         raise _unusable(path, f"has {labels.null_count} unlabelled rows of {table.num_rows}: all or none can be")
     known = None if labels.null_count else torch.from_numpy(np.array(labels.to_numpy()))
-    stored = StoredPrediction(Prediction(_logits(path, table["logits"]), known), tuple(ids.to_pylist()), about)
+    prediction = Prediction(_logits(path, table["logits"]), known, block_size=about.block_size)
+    stored = StoredPrediction(prediction, tuple(ids.to_pylist()), about)
     if _checksum(stored) != checksum:
         raise _unusable(path, "does not hold what was written: its content and its checksum disagree")
     return stored
@@ -201,10 +207,18 @@ def _description(path: Path, metadata: dict[bytes, bytes]) -> tuple[About, str]:
         raise _unusable(path, f"does not describe its prediction properly ({error})") from error
 
 
+def _described(about: About) -> dict[str, Any]:
+    """As JSON holds it: what version 0.1 did not know is left out where it says nothing."""
+    found = asdict(about)
+    if about.block_size == 1:
+        del found["block_size"]
+    return found
+
+
 def _checksum(stored: StoredPrediction) -> str:
     """SHA-256 of the description, the rows, the labels and the bytes of the logits."""
     logits, labels = stored.prediction.logits, stored.prediction.labels
-    described = [asdict(stored.about), stored.row_ids, tuple(logits.shape), str(logits.dtype), labels is not None]
+    described = [_described(stored.about), stored.row_ids, tuple(logits.shape), str(logits.dtype), labels is not None]
     digest = hashlib.sha256(json.dumps(described).encode())
     for values in (logits,) if labels is None else (logits, labels.long()):
         digest.update(values.detach().contiguous().numpy().tobytes())

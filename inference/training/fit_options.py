@@ -11,13 +11,12 @@ from bayes_lora.checks import (
     require_positive,
     require_seed,
 )
-from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule, ScaleScheduleKind
-from bayes_lora.precision import Precision
-from bayes_lora.randomness import Part, Seeding
+from bayes_lora.choices import Precision, ScaleScheduleKind, Seeding, WeightDecayOf
+from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
+from bayes_lora.randomness import Part
 
 Phases = Literal["joint", "posterior", "means_then_posterior"]
 Decay = Literal["linear", "constant"]
-WeightDecayOf = Literal["all", "b_and_head"]
 
 
 @dataclass(frozen=True)

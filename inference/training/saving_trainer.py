@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from transformers.trainer_utils import HubStrategy
 
@@ -19,7 +19,7 @@ class SavingTrainer(SealedTrainer):
     """`SealedTrainer` over an `SVIModule`: what it saves outside of checkpoints is a posterior."""
 
     svi: SVIModule
-    num_samples: int
+    num_samples: int | Literal["auto"]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what `save_posterior` writes, and the tokenizer, beside what else is in the folder.

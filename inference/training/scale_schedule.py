@@ -1,15 +1,15 @@
 """How the scale of the noise moves during training."""
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from bayes_lora.checks import require_choice, require_fraction, require_positive
+from bayes_lora.choices import ScaleScheduleKind
 from bayes_lora.models import BayesianLoRA
 
-ScaleScheduleKind = Literal["constant", "linear", "cosine", "entropy", "loss"]
 _START = 0.01  # part of the scale that is there from the first step: at 0 the KL of objective "elbo" is infinite
 _SMOOTHING = 0.9  # weight of the past in the running mean of what drives a schedule, per observation
 _LEAST_SHARE = 0.01

@@ -2,19 +2,19 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 
-from bayes_lora.checks import require_choice, require_count, require_positive
+from bayes_lora.checks import require_choice, require_positive
+from bayes_lora.choices import Draws, WeightDecayOf
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.predictors.predictive import PosteriorPasses
+from bayes_lora.inference.predictors.posterior_passes import PosteriorPasses
 from bayes_lora.inference.predictors.predictor import collect_logits
 from bayes_lora.inference.training.callbacks import MoveScale, OwnDraws
-from bayes_lora.inference.training.fit_options import WeightDecayOf
 from bayes_lora.inference.training.loss_log import LossLog
 from bayes_lora.inference.training.refused_options import refuse_unsupported
 from bayes_lora.inference.training.saving_trainer import SavingTrainer
@@ -38,7 +38,8 @@ class SVITrainer(SavingTrainer):
         args: TrainingArguments; `learning_rate` is that of the network's parameters.
         posterior_learning_rate: peak learning rate of the guide's parameters, which have no weight decay.
         weight_decay_of: see `FitOptions`.
-        num_samples: posterior draws of an evaluation, seeded with `args.seed`.
+        num_samples: posterior draws of an evaluation, seeded with `args.seed`; or "auto".
+        draws: antithetic or independent ones, see `predict`.
         scale_schedule: moves the model's `sample_scale` during training; None leaves it alone.
         compute_metrics: more metrics, of an EvalPrediction as any Trainer gives it.
         kwargs: the Trainer's own: data_collator, train_dataset, eval_dataset, callbacks and so on.
@@ -63,24 +64,25 @@ class SVITrainer(SavingTrainer):
         *,
         posterior_learning_rate: float = 1e-2,
         weight_decay_of: WeightDecayOf = "all",
-        num_samples: int = 16,
+        num_samples: int | Literal["auto"] = 16,
+        draws: Draws | None = None,
         scale_schedule: SampleScaleSchedule | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         require_positive("posterior_learning_rate", posterior_learning_rate)
         require_choice("weight_decay_of", weight_decay_of, get_args(WeightDecayOf))
-        require_count("num_samples", num_samples)
         refuse_unsupported(args, kwargs)
         self.posterior_learning_rate = posterior_learning_rate
         self.weight_decay_of = weight_decay_of
-        self.num_samples = num_samples
+        self.num_samples, self.draws = num_samples, draws
         self.svi = SVIModule(model, guide, scale_schedule)
         self._loss_log = LossLog()
         self._passes: PosteriorPasses | None = None  # during an evaluation
         self._more_metrics = compute_metrics
         super().__init__(self.svi, args, compute_metrics=self._metrics, **kwargs)
         self.add_callback(OwnDraws())
+        self._new_passes()  # for its checks
         if scale_schedule is not None:
             self.add_callback(MoveScale(self.svi))
         if self.args.n_gpu > 1:
@@ -166,7 +168,8 @@ class SVITrainer(SavingTrainer):
             self._passes = None
 
     def _new_passes(self) -> PosteriorPasses:
-        return PosteriorPasses(self.svi.model, self.svi.guide, self.num_samples, self.args.seed)
+        svi = self.svi
+        return PosteriorPasses(svi.model, svi.guide, self.num_samples, self.args.seed, draws=self.draws)
 
     def prediction_step(
         self,

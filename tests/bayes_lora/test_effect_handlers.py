@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from bayes_lora.effect_handlers import SiteHandler
 from bayes_lora.inference import ItemizedELBO
@@ -65,3 +66,46 @@ def test_the_prior_is_made_once_and_outlives_inference_mode(batch: Batch) -> Non
     assert model._prior() is first
     model.float()
     assert model._prior()[0].concentration.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [TraceMeanField_ELBO, Trace_ELBO])
+def test_parameters_are_announced_to_those_who_may_look_at_them(batch: Batch, kind: Any) -> None:
+    """Not within an ELBO's own traces; but to SVI's capture around it, to a trace of one's own, and to handlers that
+    nobody knows."""
+    model, guide = build_pair(build_network(num_layers=1))
+    network = {"network." + name for name, p in model.network.named_parameters() if p.requires_grad}
+
+    class Listener(poutine.messenger.Messenger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.heard: set[str] = set()
+
+        def _pyro_param(self, message: Any) -> None:
+            self.heard.add(message["name"])
+
+    trace = poutine.trace(model).get_trace(**batch)
+    assert network <= set(trace.nodes)
+    with poutine.trace(param_only=True) as capture:
+        kind().loss(model, guide, **batch)
+    assert network <= set(capture.trace.nodes)
+    with Listener() as listener:
+        kind().loss(model, guide, **batch)
+    assert network <= listener.heard
+    model_trace, _ = next(iter(_traces(kind, model, guide, batch)))
+    assert not network & set(model_trace.nodes)
+    assert {"pi", "y"} <= set(model_trace.nodes)
+
+
+def _traces(kind: Any, model: Any, guide: Any, batch: Batch) -> Any:
+    """Those that a loss makes of an ELBO."""
+    elbo, found = kind(), []
+    traces = elbo._get_traces
+
+    def kept(*args: Any) -> Any:
+        for pair in traces(*args):
+            found.append(pair)
+            yield pair
+
+    elbo._get_traces = kept
+    elbo.loss(model, guide, **batch)
+    return found

@@ -43,12 +43,13 @@ def _build(parameters: str, fitting: Fitting, method: Method, seed: int) -> Fitt
         if method.value("tuning") == "evidence":
             posterior = tune_prior_precision(posterior)
         else:
-            draws = fitting.study.num_samples
+            study, rows = fitting.study, fitting.held_out.loader()
             posterior = tune_prior_precision_held_out(
-                point.network, posterior, fitting.held_out.loader(), link=link, num_samples=draws, seed=seed
+                point.network, posterior, rows, link=link, num_samples=study.num_samples, draws=study.draws, seed=seed
             )
     chosen = {"prior_precision": posterior.prior_precision}
-    return Fitted(LaplacePredictor(point.network, posterior, link), cost + own + tuned.cost, chosen)
+    predictor = LaplacePredictor(point.network, posterior, link, fitting.study.draws)
+    return Fitted(predictor, cost + own + tuned.cost, chosen)
 
 
 def _spec(name: str, parameters: str, summary: str, python: str) -> MethodSpec:

@@ -34,7 +34,8 @@ def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
         swag = collector.swag()
         swag.save(path)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return Fitted(SWAGPredictor(point.network, swag, method.value("scale")), cost + own)
+    predictor = SWAGPredictor(point.network, swag, method.value("scale"), fitting.study.draws)
+    return Fitted(predictor, cost + own)
 
 
 SPECS = (

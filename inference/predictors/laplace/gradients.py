@@ -15,6 +15,10 @@ from bayes_lora.inference.predictors.predictor import Inputs
 from bayes_lora.models import network_logits
 from bayes_lora.precision import full_precision, posterior_dtype
 
+# Columns share a backward pass from so many on, as many of them as make up so many rows: fewer gain nothing by it, and
+# more take memory for nothing.
+_FEWEST_BATCHED, _ROWS_AT_ONCE = 8, 512
+
 
 @dataclass(frozen=True)
 class LinearGradients:
@@ -43,7 +47,7 @@ def backpropagate(
     inputs: Inputs,
     columns: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Iterator[LinearGradients]]:
-    """One forward pass, one backward pass per column, and then one Linear after another.
+    """One forward pass, a backward pass for every column (many columns share one), and then one Linear after another.
 
     No gradient of a parameter is computed, nor stored in it: the backward passes end at the outputs of the Linears, of
     which the gradients are all that is kept. With them the gradient of one Linear's weight is made when its turn
@@ -72,15 +76,38 @@ def backpropagate(
             )
         precise = logits.detach().to(posterior_dtype(logits.dtype))
         targets = [output for calls_of_one in calls.values() for _, output in calls_of_one]
-        cotangents = columns(precise).to(logits.dtype)
-        passes = [
-            # Not every target reaches the logits: padding, or an adapter after the tokens that count.
-            torch.autograd.grad(
-                logits, targets, column, retain_graph=index + 1 < len(cotangents), materialize_grads=True
-            )
-            for index, column in enumerate(cotangents)
-        ]
+        passes = _backward_passes(logits, targets, columns(precise).to(logits.dtype))
     return precise, _one_by_one(linears, calls, passes)
+
+
+def _backward_passes(logits: Tensor, targets: Sequence[Tensor], cotangents: Tensor) -> list[tuple[Tensor, ...]]:
+    """The gradient at every target of each column, several columns in one pass where there are many."""
+    at_once = max(1, _ROWS_AT_ONCE // len(logits))
+    if len(cotangents) < _FEWEST_BATCHED or at_once == 1:
+        return _one_pass_each(logits, targets, cotangents)
+    parts = cotangents.split(at_once)
+    found: list[tuple[Tensor, ...]] = []
+    try:
+        for part in parts:
+            grads = torch.autograd.grad(
+                logits, targets, part, retain_graph=True, is_grads_batched=True, allow_unused=True
+            )
+            filled = [
+                target.new_zeros(len(part), *target.shape) if grad is None else grad
+                for grad, target in zip(grads, targets, strict=True)
+            ]
+            found.extend(zip(*(grad.unbind(0) for grad in filled), strict=True))
+    except RuntimeError:  # an operation of this network cannot be batched: quantized weights, for one
+        return _one_pass_each(logits, targets, cotangents)
+    return found
+
+
+def _one_pass_each(logits: Tensor, targets: Sequence[Tensor], cotangents: Tensor) -> list[tuple[Tensor, ...]]:
+    return [
+        # Not every target reaches the logits: padding, or an adapter after the tokens that count.
+        torch.autograd.grad(logits, targets, column, retain_graph=index + 1 < len(cotangents), materialize_grads=True)
+        for index, column in enumerate(cotangents)
+    ]
 
 
 def _one_by_one(

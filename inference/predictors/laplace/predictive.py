@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bayes_lora.checks import require_choice, require_count, require_positive, require_seed
+from bayes_lora.choices import Draws
+from bayes_lora.inference.guides.draw_design import Source, block_size, choose_design, source
 from bayes_lora.inference.predictors.laplace.gradients import backpropagate
 from bayes_lora.inference.predictors.laplace.laplace import LaplacePosterior
 from bayes_lora.inference.predictors.laplace.linears import NamedLinear
@@ -37,6 +39,7 @@ class LaplacePredictor:
             the same with parameters drawn, so that a sample is one network's logits of all rows, which checks of
             replicated labels need (S times the parameters are kept while it predicts); or "probit", one sample whose
             softmax is `probit_logits`' closed form.
+        draws: a design, see `draw_design.source`; by default "tetrahedral" or "antithetic", as with `predict`.
 
     Example:
         >>> predictor = LaplacePredictor(network, posterior)  # doctest: +SKIP
@@ -46,9 +49,11 @@ class LaplacePredictor:
     network: nn.Module
     posterior: LaplacePosterior
     link: str = "monte_carlo"
+    draws: Draws | None = None
 
     def __post_init__(self) -> None:
         require_choice("link", self.link, LINKS)
+        choose_design(self.draws, 1)  # for its check
 
     def __call__(
         self,
@@ -60,8 +65,8 @@ class LaplacePredictor:
     ) -> Prediction:
         """Logits (sample, example, class) of every row; "probit" gives one sample, whatever `num_samples`.
 
-        Draw s of the i-th row depends on (seed, s, i) only, of "joint" draw s on (seed, s): not on the batches, nor on
-        how many draws there are.
+        Draw s of the i-th row depends on the design and (seed, s, i) only, of "joint" on (seed, s): not on the batches,
+        nor on how many draws there are.
 
         Raises:
             PosteriorFileError: the posterior does not fit the network.
@@ -92,7 +97,8 @@ class LaplacePredictor:
         for precision in precisions:
             require_positive("prior precision", precision)
         linears = match_linears(self.network, self.posterior)
-        noise = [np.random.default_rng(stream(seed, draw)) for draw in range(num_samples)]
+        design = choose_design(self.draws, num_samples)
+        noise = [_Noise.of(seed, source(design, draw)) for draw in range(num_samples)]
         drawn = [_parameters(self.posterior, noise, value) for value in precisions] if self.link == "joint" else []
 
         def samples(inputs: Inputs) -> Tensor:
@@ -109,8 +115,9 @@ class LaplacePredictor:
             all_samples = collect(samples, loader, linears[0].module.weight.device, on_batch)
         # A prior of precision lambda, and each row's likelihood once.
         temperature = None if self.link == "probit" else 1.0
+        of_block = 1 if self.link == "probit" else block_size(design)
         return [
-            Prediction(logits, all_samples.labels, temperature, joint=self.link != "monte_carlo")
+            Prediction(logits, all_samples.labels, temperature, self.link != "monte_carlo", of_block)
             for logits in all_samples.logits.chunk(len(precisions))
         ]
 
@@ -165,7 +172,24 @@ def linearized_logits(
     return totals
 
 
-def _parameters(posterior: LaplacePosterior, noise: Sequence[np.random.Generator], precision: float) -> list[Tensor]:
+@dataclass(frozen=True)
+class _Noise:
+    """Standard normal numbers of one draw, read one after the other: those of its directions, summed."""
+
+    directions: tuple[np.random.Generator, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(cls, seed: int, source: Source) -> "_Noise":
+        streams = (stream(seed, source.block + index) for index in range(len(source.weights)))
+        return cls(tuple(map(np.random.default_rng, streams)), source.weights)
+
+    def standard_normal(self, shape: Sequence[int]) -> Any:
+        pairs = zip(self.weights, self.directions, strict=True)
+        return sum(weight * generator.standard_normal(shape) for weight, generator in pairs)
+
+
+def _parameters(posterior: LaplacePosterior, noise: Sequence[_Noise], precision: float) -> list[Tensor]:
     """Draws (sample, out, in) of W - W* for each block; draw s is read from the s-th generator's stream.
 
     The generators are left where they were, so that every precision has the same noise.

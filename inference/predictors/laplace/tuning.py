@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference.predictors.laplace.laplace import LaplacePosterior
 from bayes_lora.inference.predictors.laplace.predictive import LaplacePredictor
@@ -63,6 +64,7 @@ def tune_prior_precision_held_out(
     *,
     link: str = "monte_carlo",
     num_samples: int = 32,
+    draws: Draws | None = None,
     seed: int = 0,
     on_batch: Callable[[], None] | None = None,
 ) -> LaplacePosterior:
@@ -70,9 +72,8 @@ def tune_prior_precision_held_out(
 
     Arguments and errors are those of `held_out_nll`.
     """
-    nll = held_out_nll(
-        network, posterior, loader, precisions, link=link, num_samples=num_samples, seed=seed, on_batch=on_batch
-    )
+    options: dict[str, Any] = {"link": link, "num_samples": num_samples, "draws": draws, "seed": seed}
+    nll = held_out_nll(network, posterior, loader, precisions, on_batch=on_batch, **options)
     best = min(zip(nll.tolist(), precisions, strict=True), key=lambda pair: (pair[0], -pair[1]))
     return posterior.with_prior_precision(best[1])
 
@@ -85,6 +86,7 @@ def held_out_nll(
     *,
     link: str = "monte_carlo",
     num_samples: int = 32,
+    draws: Draws | None = None,
     seed: int = 0,
     on_batch: Callable[[], None] | None = None,
 ) -> Tensor:
@@ -98,7 +100,8 @@ def held_out_nll(
         loader: batches of rows with labels that were not trained on.
         precisions: values of lambda to try.
         link: as in `LaplacePredictor`.
-        num_samples: draws, for link="monte_carlo".
+        num_samples: draws, for links other than "probit".
+        draws: as in `LaplacePredictor`.
         seed: of the draws.
         on_batch: called after each batch, for progress bars.
 
@@ -108,7 +111,7 @@ def held_out_nll(
     """
     if not precisions:
         raise ConfigurationError("precisions is empty. Give at least one prior precision to try, for example [1.0].")
-    predictor = LaplacePredictor(network, posterior, link)
+    predictor = LaplacePredictor(network, posterior, link, draws)
     predictions = predictor.at_precisions(loader, precisions, num_samples=num_samples, seed=seed, on_batch=on_batch)
     labels = predictions[0].labels
     if labels is None:

@@ -9,7 +9,7 @@ import torch
 from bayes_lora.experiments.bench.cases import Case, loaded_base
 from bayes_lora.experiments.bench.gradients import (
     PARAMETERS,
-    Draws,
+    DrawnGradients,
     Gradient,
     Objective,
     gradient_noise,
@@ -19,13 +19,16 @@ from bayes_lora.experiments.bench.gradients import (
     variance_ratio,
 )
 from bayes_lora.experiments.bench.timing import Estimate
+from bayes_lora.inference import ItemizedELBO
 
 SCALES = torch.tensor([1.0, 0.5, 2.0], dtype=torch.double)
 
 
 def draws_of(vectors: torch.Tensor) -> np.ndarray:
     """Squared distances (draw,) of vectors (draw, entry) to their mean, as the bench has them."""
-    return Draws.of([Gradient(1.0, dict.fromkeys(PARAMETERS, vector), 0.0) for vector in vectors]).distances["v"]
+    return DrawnGradients.of([Gradient(1.0, dict.fromkeys(PARAMETERS, vector), 0.0) for vector in vectors]).distances[
+        "v"
+    ]
 
 
 def trace(vectors: torch.Tensor) -> float:
@@ -79,9 +82,9 @@ def test_a_product_is_as_uncertain_as_its_factors() -> None:
 def test_a_seed_repeats_a_gradient(base: str) -> None:
     case = Case(base, 1, 8)
     loaded_base.cache_clear()  # the base model's head, drawn at random, is the same in another process, too
-    first = gradients(case, 4)(0)
+    first = gradients(case, 4, ItemizedELBO())(0)
     loaded_base.cache_clear()
-    draw = gradients(case, 4)
+    draw = gradients(case, 4, ItemizedELBO())
     again, other = draw(0), draw(1)
     for parameter, gradient in first.by.items():
         assert gradient.any()
@@ -94,8 +97,9 @@ def test_the_expected_kl_takes_the_noise_of_v_away(base: str) -> None:
     records = gradient_noise(Case(base, 2, 8), asked, 8)
     found = {(record.contender, record.quantity): record for record in records}
     ways = ("paper_n3", "paper_expected_n3", "paper_explicit_n3", "paper_explicit_expected_n3")
+    particles = [f"{way}_{two}_n3" for way in ("paper", "paper_expected") for two in ("two", "pair")]
     quantities = ("gradient", "kl_share", *(f"{kind}_{name}" for kind in ("variance", "cost") for name in PARAMETERS))
-    assert set(found) == {(way, quantity) for way in ways for quantity in quantities}
+    assert set(found) == {(way, quantity) for way in (*ways, *particles) for quantity in quantities}
     assert {record.case["kl_weight"] for record in records} == {"1"}
     ratios = {way: found[way, "variance_v"].ratios.get("paper_n3") for way in ways}
     assert ratios.pop("paper_n3") is None
@@ -107,5 +111,9 @@ def test_the_expected_kl_takes_the_noise_of_v_away(base: str) -> None:
         assert found["paper_expected_n3", f"variance_{parameter}"].ratios["paper_n3"].median == pytest.approx(
             1, rel=1e-3
         )
+    # Two independent draws have half the variance; a pair has far less of it where the likelihood makes it.
+    two, pair = (found[name, "variance_mu"].ratios["paper_n3"].median for name in particles[:2])
+    assert 0.2 < two < 1
+    assert pair < two / 3
     time, spread, cost = (found["paper_n3", name].value.median for name in ("gradient", "variance_mu", "cost_mu"))
     assert cost == pytest.approx(time * spread)

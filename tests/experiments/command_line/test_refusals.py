@@ -40,6 +40,8 @@ OWN = ["--train-file", "ROWS", *PAIRS]
         ([*OWN, "--temperature", "0.1"], ConfigurationError, "kl_temperature=0.1 belongs to objective='elbo'"),
         ([*OWN, "--method", "map2"], ConfigurationError, "--method 'map2' is unknown"),
         ([*OWN, "--limit", "0"], ConfigurationError, "--limit=0 must be an integer >= 1"),
+        ([*OWN, "--train-rows", "0"], ConfigurationError, "--train-rows=0 must be an integer >= 1"),
+        ([*OWN, "--num-samples", "many"], ConfigurationError, "--num-samples 'many' must be a whole number"),
         ([*OWN, "--num-samples", "0"], ConfigurationError, "num_samples=0 must be an integer >= 1"),
         ([*OWN, "--seed", "-1"], ConfigurationError, "--seed=-1 must be an integer from 0"),
         ([*OWN, "--seed", "4294967296"], ConfigurationError, "--seed=4294967296 must be an integer from 0"),

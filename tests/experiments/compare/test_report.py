@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from torch import Tensor
 
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.command_line.compare import _short_names
+from bayes_lora.experiments.command_line.compare_results import short_names
 from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.report import _interval, latex, markdown, markdown_differences, over_seeds, scores
@@ -50,10 +50,10 @@ def test_the_overview_has_the_methods_that_were_picked(done: Results, tmp_path: 
 
 def test_short_names_are_of_methods_that_are_compared() -> None:
     wanted = parse_methods("map,laplace[link=probit]")
-    assert _short_names(["Laplace = laplace[link=probit]"], wanted) == {wanted[1]: "Laplace"}
+    assert short_names(["Laplace = laplace[link=probit]"], wanted) == {wanted[1]: "Laplace"}
     for text in ("Laplace", "=map", "L=laplace"):
         with pytest.raises(ConfigurationError, match="must be NAME=METHOD, with one of the --methods"):
-            _short_names([text], wanted)
+            short_names([text], wanted)
 
 
 def test_tables(done: Results) -> None:

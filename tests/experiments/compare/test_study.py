@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bayes_lora.choices import Seeding
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.experiments.compare.study import StudyRows, conventions_of
 from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.tasks.sources import RowsSource
-from bayes_lora.randomness import Seeding
 from tests.experiments.compare.studies import make_study
 
 

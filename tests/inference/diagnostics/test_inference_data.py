@@ -224,7 +224,7 @@ def test_a_conditioned_guide_keeps_its_condition() -> None:
 
 def test_likelihoods_are_those_of_predict(fitted: Any, data: Any, batch: Batch) -> None:
     model, guide, _ = fitted
-    prediction = predict(model, guide, [batch], num_samples=400, seed=3)
+    prediction = predict(model, guide, [batch], num_samples=400, draws="independent", seed=3)
     expected = torch.stack([prediction.logits.log_softmax(-1)[:, i, label] for i, label in enumerate(batch["labels"])])
     np.testing.assert_allclose(group(data, "log_likelihood")["y"][0], expected.T, rtol=1e-12)
     np.testing.assert_array_equal(group(data, "posterior_predictive")["probs"][0], prediction.probs)

@@ -95,7 +95,7 @@ def test_the_whole_is_what_predict_gives(batch: Batch) -> None:
     found = uncertainty_map(model, guide, [batch], num_samples=4, seed=3, draws_per_pass=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training
-    prediction = predict(model, guide, [batch], num_samples=4, seed=3)
+    prediction = predict(model, guide, [batch], num_samples=4, draws="independent", seed=3)
     assert found.whole.mutual_information == pytest.approx(prediction.mutual_information.mean().item())
 
 

@@ -60,7 +60,9 @@ def one_by_one(model: BayesianLoRA, guide: Any, batch: Batch, num_samples: int, 
 @pytest.mark.parametrize("draws_per_pass", [1, 3, None])
 def test_draws_are_those_of_one_by_one(batch: Batch, config: dict[str, Any], draws_per_pass: int | None) -> None:
     model, guide = noisy_pair(**config)
-    prediction = predict(model, guide, [batch], num_samples=7, seed=3, draws_per_pass=draws_per_pass)
+    prediction = predict(
+        model, guide, [batch], num_samples=7, draws="independent", seed=3, draws_per_pass=draws_per_pass
+    )
     assert prediction.logits.shape == (7, 5, 3)
     expected = one_by_one(model, guide, batch, 7, 3)
     torch.testing.assert_close(prediction.logits, expected, rtol=1e-10, atol=1e-12)

@@ -1,7 +1,7 @@
 """Scale calibration: the best scale of a dense grid, found in few passes; none where the point estimate is better."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import peft
@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 import bayes_lora as bl
+from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference import MonteCLoRAGuide, evaluate, predict
 from bayes_lora.inference.guides.autoguides import autoguide
@@ -122,15 +123,26 @@ def test_noise_that_does_not_help_is_left_out(seed: int) -> None:
 
 
 def test_chance_alone_would_have_said_otherwise() -> None:
-    """For some seed a tiny scale has a smaller NLL than the mean, by less than the error of its draws."""
+    """Of independent draws: for some seed a tiny scale has a smaller NLL than the mean, by less than their error.
+
+    In pairs the draws have no slope at 0 that could be chance.
+    """
     model, batch = build(1.0, wrong=0)
     guide = MonteCLoRAGuide(model)
     mean = evaluate(predict(model, guide, [batch], at_mean=True).mean_probs, batch["labels"])["nll"]
-    found = [
-        calibrate_scale(model, guide, [batch], num_samples=SAMPLES, seed=seed, bounds=(1e-2, 0.1)) for seed in range(4)
-    ]
-    assert any(min(nll for scale, nll in one.tried if scale > 0) < mean for one in found)
-    assert not any(one.improves for one in found)
+    found = {
+        draws: [
+            calibrate_scale(model, guide, [batch], num_samples=SAMPLES, draws=draws, seed=seed, bounds=(1e-2, 0.1))
+            for seed in range(4)
+        ]
+        for draws in get_args(Draws)
+    }
+    lower = {
+        draws: [min(nll for scale, nll in one.tried if scale > 0) < mean for one in of] for draws, of in found.items()
+    }
+    assert any(lower["independent"])
+    assert not any(lower["antithetic"])
+    assert not any(one.improves for of in found.values() for one in of)
 
 
 def test_few_rows_are_not_enough_to_know() -> None:
@@ -226,7 +238,7 @@ def test_a_bound_that_is_too_low_is_seen() -> None:
 
 def test_noise_that_breaks_the_network_is_only_a_bad_scale() -> None:
     model, batch = build(dtype=torch.float32)
-    found = calibrate_scale(model, MonteCLoRAGuide(model), [batch], num_samples=2, bounds=(1e32, 1e38))
+    found = calibrate_scale(model, MonteCLoRAGuide(model), [batch], num_samples=4, bounds=(1e32, 1e38))
     assert found.tried[-1][1] == math.inf
     assert math.isfinite(found.nll)
 
@@ -249,15 +261,17 @@ def test_errors_leave_the_scale_alone() -> None:
         calibrate_scale(model, guide, [])
     with pytest.raises(DataError, match=r"labels run from 0 to 7, but there are 3 classes"):
         calibrate_scale(model, guide, [{**batch, "labels": torch.tensor([7, *[0] * 199])}])
-    with pytest.raises(ConfigurationError, match="num_samples=1 draw says nothing about the error"):
-        calibrate_scale(model, guide, [batch], num_samples=1)
+    with pytest.raises(ConfigurationError, match=r"num_samples=3 says nothing about the error .* Use 4 or more"):
+        calibrate_scale(model, guide, [batch], num_samples=3)
+    with pytest.raises(ConfigurationError, match=r"num_samples=1 says nothing about the error .* Use 2 or more"):
+        calibrate_scale(model, guide, [batch], num_samples=1, draws="independent")
 
     def interrupt(scale: float, nll: float) -> None:
         if scale > 0:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate_scale(model, guide, [batch], num_samples=2, on_step=interrupt)
+        calibrate_scale(model, guide, [batch], num_samples=4, on_step=interrupt)
     assert model.sample_scale.item() == 0.7
 
 
@@ -270,5 +284,5 @@ def test_a_flat_curve_is_explained(case: str) -> None:
             if "lora_B" in name:
                 torch.nn.init.zeros_(parameter)
     with pytest.raises(ConfigurationError, match="at every sample_scale, so there is nothing to calibrate"):
-        calibrate_scale(model, guide, [batch], num_samples=2)
+        calibrate_scale(model, guide, [batch], num_samples=4)
     assert model.sample_scale.eq(5e-3).all()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForSequenceClassification
 
-import bayes_lora.inference.predictors.predictive as predictive
+import bayes_lora.inference.predictors.posterior_passes as posterior_passes
 from bayes_lora.inference import predict
 from bayes_lora.inference.predictors.shared_prefix import SharedPrefix
 from bayes_lora.models import BayesianLoRA
@@ -77,7 +77,7 @@ def test_an_error_in_a_pass_leaves_it_so_too(batch: Batch, monkeypatch: pytest.M
     def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(predictive, "_draw_logits", fail)
+    monkeypatch.setattr(posterior_passes, "noisy_logits", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         predict(model, guide, [batch], num_samples=3, draws_per_pass=1)
     assert not any("forward" in block.__dict__ for block in blocks(model))

@@ -271,3 +271,15 @@ def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
 def test_descriptions_are_checked(field: str, value: Any, kind: str) -> None:
     with pytest.raises(DataError, match=rf"{field}=.* of a stored prediction must be {kind}"):
         About(**(asdict(ABOUT) | {field: value}))
+
+
+def test_blocks_are_told_from_independent_draws(path: Path) -> None:
+    written = stored()
+    pairs = replace(written, prediction=replace(written.prediction, block_size=4))
+    write_prediction(path, pairs)
+    assert read_prediction(path).prediction.block_size == 4
+    assert read_prediction(path).about.block_size == 4
+    write_prediction(path, written)
+    assert read_prediction(path).prediction.block_size == 1
+    described = json.loads(pq.read_schema(path).metadata[b"bayes_lora"])
+    assert "block_size" not in described  # as version 0.1 wrote it

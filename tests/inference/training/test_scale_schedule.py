@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from bayes_lora.choices import ScaleScheduleKind
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference import FitOptions, SampleScaleSchedule, SVITrainer, fit, load_posterior, save_posterior
-from bayes_lora.inference.training.scale_schedule import ScaleScheduleKind
 from tests.inference.training.test_trainer import arguments
 from tests.networks import build_network, build_pair, learnable_rows
 

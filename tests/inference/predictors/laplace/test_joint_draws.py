@@ -83,7 +83,7 @@ def test_joint_draws_depend_on_seed_and_sample_only(batch: Batch) -> None:
     first, *others = range(len(batch["labels"]))
     parts = predictor([rows_of(batch, first), rows_of(batch, *others)], num_samples=4, seed=1)
     torch.testing.assert_close(parts.logits, whole.logits)
-    torch.testing.assert_close(predictor([batch], num_samples=2, seed=1).logits, whole.logits[:2])
+    torch.testing.assert_close(predictor([batch], num_samples=8, seed=1).logits[:4], whole.logits)
     assert not torch.allclose(predictor([batch], num_samples=4, seed=2).logits, whole.logits)
     both = predictor.at_precisions([batch], [posterior.prior_precision, 50.0], num_samples=4, seed=1)
     assert torch.equal(both[0].logits, whole.logits)
@@ -100,3 +100,23 @@ def test_predictions_say_what_their_draws_are_of(batch: Batch) -> None:
     with pytest.raises(ConfigurationError, match=r"draws of each row are independent .* link='joint'"):
         check_accuracy(found["monte_carlo"])
     check_accuracy(found["joint"])
+
+
+@pytest.mark.parametrize(("num_samples", "size"), [(6, 2), (12, 4)])
+@pytest.mark.parametrize("link", ["monte_carlo", "joint"])
+def test_a_block_is_centred_at_the_logits_at_the_mean(batch: Batch, link: str, num_samples: int, size: int) -> None:
+    """Whose mean, in logits, is exact; the first draws are those of independent ones."""
+    network, posterior = fitted(batch)
+    designed = LaplacePredictor(network, posterior, link)([batch], num_samples=num_samples)
+    independent = LaplacePredictor(network, posterior, link, "independent")([batch], num_samples=num_samples)
+    assert (designed.block_size, independent.block_size) == (size, 1)
+    mean = network_logits(network, without_labels(batch)).detach().double()
+    torch.testing.assert_close(
+        designed.logits.double().unflatten(0, (3, size)).mean(1), mean.expand(3, -1, -1), rtol=1e-5, atol=1e-5
+    )
+    assert torch.equal(designed.logits[::size], independent.logits[::size])
+    spreads = designed.logits.std(), independent.logits.std()
+    assert 0.5 < spreads[0] / spreads[1] < 2
+    assert LaplacePredictor(network, posterior, "probit")([batch]).block_size == 1
+    with pytest.raises(ConfigurationError, match="draws='sobol'"):
+        LaplacePredictor(network, posterior, link, "sobol")  # type: ignore[arg-type]

@@ -1,0 +1,34 @@
+"""What the options say of the rows."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bayes_lora.experiments.tasks.sources import RowsSource
+
+
+def rows_source(given: Mapping[str, Any]) -> RowsSource:
+    """Where the rows come from.
+
+    Raises:
+        TaskError, ConfigurationError: see `RowsSource`.
+    """
+    columns = given["text_columns"]
+    return RowsSource(
+        task=given["task"],
+        data_dir=_resolved(given["data_dir"]),
+        train_file=_resolved(given["train_file"]),
+        eval_file=_resolved(given["eval_file"]),
+        text_columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
+        label_column=given["label_column"],
+        limit=given["limit"],
+        seed=given["seed"],
+        task_type=given.get("task_type", "classification"),
+        train_rows=given["train_rows"],
+    )
+
+
+def _resolved(path: Path | str | None) -> str | None:
+    """The full path, so that a run can be taken up and used from anywhere."""
+    # Older releases of typer (0.26) keep text in a context's params, and make paths for the function alone.
+    return None if path is None else str(Path(path).expanduser().resolve())

@@ -1,0 +1,1 @@
+"""How many draws a posterior predictive takes: independent ones, and draws by design."""

@@ -1,0 +1,166 @@
+"""Forward passes of a network under draws of its posterior, the same for every batch."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain, islice, pairwise
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from bayes_lora.checks import require_count, require_positive, require_seed
+from bayes_lora.choices import Draws
+from bayes_lora.errors import LikelihoodError
+from bayes_lora.inference.guides.draw_design import block_size, design_of, designed_noises
+from bayes_lora.inference.guides.posterior_draw import require_own_guide
+from bayes_lora.inference.predictors.predictor import Inputs, collect_logits, evaluation_mode, in_full_precision
+from bayes_lora.inference.predictors.shared_prefix import SharedPrefix
+from bayes_lora.inference.predictors.stacked_draws import (
+    draws_that_fit,
+    keeps_rows_apart,
+    no_noise,
+    noisy_logits,
+    num_examples,
+)
+from bayes_lora.metrics.monte_carlo_error import monte_carlo_error
+from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.models import BayesianLoRA
+
+# Draws after which "auto" looks whether they are enough; it stops at the last, enough or not.
+_STAGES = (2, 4, 8, 16, 32, 64)
+
+
+class PosteriorPasses:
+    """Forward passes of a model under the same draws of its guide for every batch.
+
+    Args:
+        model, guide, num_samples, seed, draws_per_pass, draws, tolerance: see `predict`, whose errors they have.
+
+    Attributes:
+        stacks: whether draws can share a pass; None until it has been tried, on the first batch with room for two.
+    """
+
+    def __init__(
+        self,
+        model: BayesianLoRA,
+        guide: Callable[..., Any],
+        num_samples: int | Literal["auto"],
+        seed: int,
+        draws_per_pass: int | None = None,
+        *,
+        draws: Draws | None = None,
+        tolerance: float = 0.005,
+    ) -> None:
+        if num_samples != "auto":
+            require_count("num_samples", num_samples)
+        require_positive("tolerance", tolerance)
+        require_seed("seed", seed)
+        require_own_guide(model, guide)
+        if draws_per_pass is not None:
+            require_count("draws_per_pass", draws_per_pass)
+        self._model, self._guide, self._seed = model, guide, seed
+        self._num_samples, self._draws_per_pass, self._tolerance = num_samples, draws_per_pass, tolerance
+        self._draws = design_of(guide, draws, num_samples)
+        self._block_size = block_size(self._draws)
+        self.stacks: bool | None = None
+
+    @cached_property
+    def _prefix(self) -> SharedPrefix | None:
+        return None if self._num_samples == 1 else SharedPrefix.of(self._model)
+
+    def predict(
+        self,
+        loader: Iterable[Mapping[str, Any]],
+        *,
+        at_mean: bool = False,
+        on_batch: Callable[[], None] | None = None,
+    ) -> Prediction:
+        """As `predict`."""
+        model = self._model
+        counts: list[Tensor] = []
+        means: list[Tensor] = []
+
+        def enough(inputs: Inputs) -> Tensor:
+            logits = self.mean_and_draws(inputs)
+            counts.append(torch.full(logits.shape[1:2], len(logits) - 1))
+            means.append(in_full_precision(logits[0]))
+            return logits[1:]
+
+        logits_of = self.at_mean if at_mean else enough if self._num_samples == "auto" else self.draws
+        with self.predicting():
+            logits, labels = collect_logits(logits_of, loader, model.sites.example.device, on_batch)
+        prediction = model.likelihood.prediction(logits, labels)
+        if not isinstance(prediction, Prediction) or at_mean:
+            return prediction  # type: ignore[no-any-return]
+        found = replace(prediction, kl_temperature=model.config.kl_temperature, block_size=self._block_size)
+        if not counts:
+            return found
+        num_draws = torch.cat(counts)
+        joint = bool((num_draws == num_draws[0]).all())
+        return replace(found, joint=joint, num_draws=num_draws, at_mean=torch.cat(means))
+
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Around all passes: no gradients, evaluation mode, and no effect handler outside sees a site."""
+        with torch.no_grad(), evaluation_mode(self._model), poutine.block():
+            yield
+
+    def at_mean(self, inputs: Inputs) -> Tensor:
+        """Logits (1, example, class) of one batch at ``A = mu``."""
+        return self._model.network_logits(inputs).unsqueeze(0)
+
+    def draws(self, inputs: Inputs) -> Tensor:
+        """Logits (sample, example, class) of one batch."""
+        if self._num_samples == "auto":
+            return self._enough(inputs)[1:]
+        return self._logits(inputs, list(range(self._num_samples)))
+
+    def mean_and_draws(self, inputs: Inputs) -> Tensor:
+        """Logits (1 + sample, example, class) of one batch, those at the mean first, as if they were a draw's."""
+        if self._num_samples == "auto":
+            return self._enough(inputs)
+        return self._logits(inputs, [None, *range(self._num_samples)])
+
+    def _enough(self, inputs: Inputs) -> Tensor:
+        """As `mean_and_draws`, with as many draws as the tolerance asks for."""
+        stages = [stage for stage in _STAGES if stage >= self._block_size]
+        logits = self._logits(inputs, [None, *range(stages[0])])
+        for drawn, more in pairwise(stages):
+            values = self._model.likelihood.prediction(in_full_precision(logits[1:]), None)
+            if not isinstance(values, Prediction):
+                raise LikelihoodError(
+                    f"num_samples='auto' looks at class probabilities, and {type(self._model.likelihood).__name__} has "
+                    "none. Say how many draws to take, such as num_samples=16."
+                )
+            values = replace(values, block_size=self._block_size, at_mean=in_full_precision(logits[0]))
+            if bool((monte_carlo_error(values).mean_probs <= self._tolerance).all()):
+                break
+            logits = torch.cat([logits, self._logits(inputs, list(range(drawn, more)))])
+        return logits
+
+    def _logits(self, inputs: Inputs, draws: Sequence[int | None]) -> Tensor:
+        """Of the draws; None is the mean, and can only be the first."""
+        chunk = min(len(draws), self._draws_per_pass or draws_that_fit(inputs))
+        if self._draws_per_pass is None and chunk > 1:
+            if self.stacks is None:
+                self.stacks = keeps_rows_apart(self._model, inputs)
+            chunk = chunk if self.stacks else 1
+        prefix, outputs = self._prefix, None
+        if prefix is not None:  # what is the same under every draw is not computed again
+            outputs = prefix.outputs(lambda: self._model.network_logits(inputs))
+        of_draws = (draw for draw in draws if draw is not None)
+        noises = designed_noises(self._model, self._guide, self._draws, self._seed, of_draws)
+        if draws[0] is None:
+            noises = chain([no_noise(self._model)], noises)
+        found = []
+        for start in range(0, len(draws), chunk):
+            part = list(islice(noises, min(chunk, len(draws) - start)))
+            given: AbstractContextManager[None] = nullcontext()
+            if prefix is not None and outputs is not None:
+                given = prefix.giving(outputs, num_examples(inputs), len(part))
+            with given:
+                found.append(noisy_logits(self._model, inputs, part))
+        return torch.cat(found)
