@@ -8,6 +8,9 @@ Draws = Literal["tetrahedral", "antithetic", "independent"]
 GAUSSIAN_DESIGNS: tuple[Draws, ...] = get_args(Draws)
 """Under which each draw of a posterior whose noise is Gaussian has its distribution, the best first."""
 
+Phase = Literal["joint", "posterior"]
+"""What one training learns: the network and its posterior, or the posterior around the network as it is."""
+
 Precision = Literal["float32", "bfloat16"]
 """Of a network's passes."""
 

@@ -44,6 +44,24 @@ class SiteHandler(Messenger):  # type: ignore[misc]
             msg["mask"] = False
 
 
+class ObservedSites(Messenger):  # type: ignore[misc]
+    """Sees which of the sites inside are observed, by the model itself or by a handler around it.
+
+    Attributes:
+        names: of those that are, but for deterministic ones.
+    """
+
+    densities_only = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic"):
+            self.names.append(msg["name"])
+
+
 def densities_only() -> bool:
     """Whether the handlers want nothing but latent and observed sites: replay, and those that say `densities_only`.
 

@@ -18,6 +18,18 @@ def posterior_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def kept_precise(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What `Module._apply` is told, less casts to half precision: what is small and sampled stays in float32 or better,
+    and the network may be cast alone."""
+
+    def cast(value: Tensor) -> Tensor:
+        new = fn(value)
+        halved = value.is_floating_point() and posterior_dtype(new.dtype) != new.dtype
+        return value.to(new.device) if halved else new
+
+    return cast
+
+
 def mixed_precision(precision: Precision, device: torch.device) -> torch.autocast:
     """Autocast to this precision for predictions; under "float32" nothing changes."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -4,5 +4,17 @@ from bayes_lora.models.bayesian_lora import BayesianLoRA
 from bayes_lora.models.likelihoods.classification import Classification
 from bayes_lora.models.likelihoods.gaussian_regression import GaussianRegression
 from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
+from bayes_lora.models.likelihoods.multi_label import MultiLabel
+from bayes_lora.models.likelihoods.ordinal import Ordinal
+from bayes_lora.models.likelihoods.student_t_regression import StudentTRegression
 
-__all__ = ["BayesianLoRA", "Classification", "GaussianRegression", "Likelihood", "network_logits"]
+__all__ = [
+    "BayesianLoRA",
+    "Classification",
+    "GaussianRegression",
+    "Likelihood",
+    "MultiLabel",
+    "Ordinal",
+    "StudentTRegression",
+    "network_logits",
+]

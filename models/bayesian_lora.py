@@ -16,8 +16,8 @@ from bayes_lora.adapters import Adapter, AdapterGroup, check_state
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.distributions.column_normal import IsotropicColumnNormal
 from bayes_lora.distributions.wishart import Wishart
-from bayes_lora.effect_handlers import densities_only, wants_parameters
-from bayes_lora.errors import AdapterError, ConfigurationError
+from bayes_lora.effect_handlers import ObservedSites, calling_elbo, densities_only, wants_parameters
+from bayes_lora.errors import AdapterError, ConfigurationError, LikelihoodError
 from bayes_lora.models.latent_sites import KL_TERMS, Latents, LatentSites
 from bayes_lora.models.likelihoods.classification import Classification
 from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
@@ -60,7 +60,7 @@ class BayesianLoRA(nn.Module):
     Raises:
         AdapterError, UnsupportedAdapterError: see `bayes_lora.adapters.find_adapters`.
         ConfigurationError: degrees of freedom below a rank.
-        LikelihoodError: the network is no classifier.
+        LikelihoodError: the network is no classifier; when called by an ELBO, nothing is observed.
 
     Source: arXiv 2411.04358, Algorithm 1; docs/theory.md.
 
@@ -78,10 +78,11 @@ class BayesianLoRA(nn.Module):
         super().__init__()
         if likelihood is None:
             likelihood = Classification.of_network(network)
-        self.likelihood: Likelihood = likelihood if isinstance(likelihood, Likelihood) else OwnSites(likelihood)
         self.network = network
         self.config = config
         self.sites = LatentSites(network, config)
+        given = likelihood if isinstance(likelihood, Likelihood) else OwnSites(likelihood)
+        self.likelihood: Likelihood = given.to(self.sites.example)
         self.sample_scale: Tensor
         self.register_buffer(
             "sample_scale", self.sites.example.new_full((len(self.sites.adapters),), config.sample_scale)
@@ -114,7 +115,16 @@ class BayesianLoRA(nn.Module):
             logits = self.network_logits(batch)
         if recomputes:
             logits = self.sites.noise_state.watch(logits)
-        self.likelihood(logits, labels)
+        if labels is None:
+            with ObservedSites() as sites:
+                self.likelihood(logits, None)
+            if not sites.names and calling_elbo() is not None:
+                raise LikelihoodError(
+                    f"there is nothing to learn from: the batch has {', '.join(batch)} and no 'labels', so that no "
+                    "site is observed. Name its labels 'labels'."
+                )
+        else:
+            self.likelihood(logits, labels)
         return logits
 
     def sample_latents(self) -> Latents:
@@ -268,13 +278,15 @@ class BayesianLoRA(nn.Module):
         """
         if densities_only() or not wants_parameters():
             return
-        for name, parameter in self.network.named_parameters():
+        parts = {"network": self.network, "likelihood": self.likelihood}
+        named = ((f"{part}.{name}", of) for part, module in parts.items() for name, of in module.named_parameters())
+        for name, parameter in named:
             if parameter.requires_grad:
                 # An alias, so that the user's own tensor carries no attribute (a weak reference cannot be pickled).
                 value = parameter.detach()
                 value.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
                 announce = poutine.runtime.effectful(lambda *_, _value=value, **__: _value, type="param")
-                announce("network." + name, name="network." + name)
+                announce(name, name=name)
 
     def _adapter_state(self) -> set[str]:
         return set(getattr(self.network, "peft_config", {}))

@@ -24,6 +24,6 @@ class OwnSites(Classification):
         """Nobody knows what the callable weighs its observations by."""
         return False
 
-    def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
+    def forward(self, logits: Tensor, labels: Tensor | None) -> None:
         """Open what the callable opens."""
         self.opens(logits, labels)

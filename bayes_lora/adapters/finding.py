@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from bayes_lora.adapters.fused import fuse, unfuse
+from bayes_lora.adapters.initialization import require_repeatable
 from bayes_lora.adapters.perturbation import NoiseState, PerturbedLinear
 from bayes_lora.adapters.placement import keep_layout, release_layout, require_loaded, require_whole
 from bayes_lora.errors import AdapterError, UnsupportedAdapterError
@@ -41,6 +42,11 @@ class Adapter:
         """The Linear that holds mu as its weight."""
         return self.layer.lora_A[self.key]  # type: ignore[no-any-return]
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Of LoRA-A and LoRA-B."""
+        for factor in (self.layer.lora_A, self.layer.lora_B):
+            yield from factor[self.key].parameters()
+
     @property
     def rank(self) -> int:
         return self.linear.out_features
@@ -60,7 +66,7 @@ def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
     Raises:
         AdapterError: none found, or merged, disabled, or already Bayesian adapters, or weights without values.
         UnsupportedAdapterError: DoRA and other variants, layers whose LoRA-A is not a plain Linear, sharded weights,
-            and a network inside torch.compile's wrapper.
+            base weights rewritten beyond repeating, and a network inside torch.compile's wrapper.
     """
     adapters = tuple(sorted(_active_adapters(network), key=lambda adapter: (adapter.rank, adapter.in_features)))
     if not adapters:
@@ -70,6 +76,7 @@ def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
             f"no LoRA-A matrix found in {type(network).__name__}: {found}. "
             "Wrap the model first: peft.get_peft_model(model, peft.LoraConfig(...))."
         )
+    require_repeatable(network, {adapter.key for adapter in adapters})
     seen: dict[int, str] = {}
     for adapter in adapters:
         twin = seen.setdefault(id(adapter.linear.weight), adapter.name)
@@ -93,32 +100,45 @@ def _active_adapters(network: nn.Module) -> Iterator[Adapter]:
                 "or after building BayesianLoRA: network.compile(...), which takes the same arguments."
             )
         name = path.removeprefix("base_model.model.")
-        _check_layer(name, layer)
+        _check_layer(name, layer, network)
         keys = [key for key in layer.active_adapters if key in layer.lora_A]
         for key in keys:
             _check_factor(name, layer, key)
             yield Adapter(name if len(keys) == 1 else f"{name}[{key}]", layer, key)
 
 
-def _check_layer(name: str, layer: LoraLayer) -> None:
+def _check_layer(name: str, layer: LoraLayer, network: nn.Module) -> None:
     for kinds, reason in _REFUSED_LAYERS:
         if isinstance(layer, kinds):
             raise UnsupportedAdapterError(
-                f"{name}: PEFT's {type(layer).__name__} adapter is not supported, since {reason}. "
-                "Leave it out of target_modules (and target_parameters)."
+                f"{name}: PEFT's {type(layer).__name__} adapter is not supported, since {reason}. {_remedy(network)}"
             )
     for key in layer.active_adapters:
         if key in layer.lora_A and isinstance(layer.lora_A[key], nn.Linear):
             require_whole(name, layer.lora_A[key])
     # Others may use the weight of lora_A without calling it, and so skip the noise.
-    kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
-    if kind not in _SUPPORTED_LAYERS:
+    if not _is_supported(layer):
+        kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
         raise UnsupportedAdapterError(
             f"{name}: LoRA layers of type {kind} are not supported; only PEFT's lora.Linear, and its Linear8bitLt and "
             "Linear4bit on bitsandbytes, are known to call the LoRA-A module. Leave the layer out of target_modules, "
             "or load the base model without this kind of quantization, for example with BitsAndBytesConfig."
         )
     check_state(name, layer)
+
+
+def _is_supported(layer: LoraLayer) -> bool:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}" in _SUPPORTED_LAYERS
+
+
+def _remedy(network: nn.Module) -> str:
+    """What to adapt instead: "all-linear" takes experts and routers too, which their user never named."""
+    found = {
+        path.split(".")[-1] for path, of in network.named_modules() if isinstance(of, LoraLayer) and _is_supported(of)
+    }
+    if not found:
+        return "Adapt Linear layers only, in target_modules."
+    return f"Adapt Linear layers only, such as target_modules={sorted(found)}."
 
 
 def check_state(name: str, layer: LoraLayer) -> None:

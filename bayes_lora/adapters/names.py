@@ -3,7 +3,9 @@
 import re
 
 # What PEFT puts into the name of a module or parameter that was there before it.
-_OF_PEFT = re.compile(r"^base_model\.model\.|\.base_layer\b|\.original_module\b|\.modules_to_save\.[^.]+")
+_OF_PEFT = re.compile(
+    r"^base_model\.model\.|\.token_adapter\b|\.base_layer\b|\.original_module\b|\.modules_to_save\.[^.]+"
+)
 
 
 def plain_name(path: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bayes_lora.checks import require_class_ids
 from bayes_lora.errors import DataError
+from bayes_lora.metrics.labels import known_labels
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.metrics.uncertainty import (
     area_under_risk_coverage,
@@ -77,12 +78,7 @@ def all_metrics(prediction: Prediction, outside: Prediction | None = None) -> di
         >>> all_metrics(predict(model, guide, loader), outside=predict(model, guide, other))["aurc"]  # doctest: +SKIP
         0.107
     """
-    probs, labels = prediction.mean_probs, prediction.labels
-    if labels is None:
-        raise DataError(
-            "the predicted rows have no labels, so no metric can be had. Predict from a loader whose batches have "
-            "'labels'."
-        )
+    probs, labels = prediction.mean_probs, known_labels(prediction.labels)
     metrics = evaluate(probs, labels)
     metrics["adaptive_ece"] = adaptive_calibration_error(probs, labels)
     metrics["f1"] = f1_score(probs, labels)
@@ -236,4 +232,6 @@ def _check(probs: Tensor, labels: Tensor) -> None:
             "some probabilities are NaN or infinite, so no metric means anything. Look at the fit: its loss or weights "
             "are NaN as well."
         )
+    if labels.is_floating_point():
+        raise DataError(f"labels are {labels.dtype}; classes are integers. Convert them: labels.long(), from 0 up.")
     require_class_ids(labels, probs.shape[-1], DataError, "Correct the labels.")

@@ -1,27 +1,43 @@
-"""Real-valued predictions under several draws: what is noise in them, and what is not known."""
+"""Real-valued predictions under several draws: what is noise in them, what is not known, and how good they are."""
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
+import torch
+from scipy import stats
 from torch import Tensor
 
-from bayes_lora.errors import DataError
+from bayes_lora.errors import ConfigurationError, DataError
+from bayes_lora.metrics.crps import mixture_crps
+from bayes_lora.metrics.labels import known_labels
+
+INTERVAL = 0.9
+# Probabilities at which predicted quantiles are held against the labels.
+_LEVELS = np.linspace(0.05, 0.95, 19)
+# Halvings of a bracket as wide as the noise's quantiles are apart over draws: to its double precision.
+_BISECTIONS = 60
 
 
 @dataclass(frozen=True)
-class GaussianPrediction:
-    """``y ~ 1/S sum_s N(m_s, noise_scale^2 I)``: a Gaussian under every draw s.
+class RegressionPrediction:
+    """``y ~ 1/S sum_s p(y; m_s, sigma)``: under every draw s a Gaussian, or Student's t, in each output.
 
     Attributes:
         logits: m, (sample, example, output), what the network says.
         labels: (example, output) where the rows had labels, else None.
-        noise_scale: standard deviation of the noise, in units of the labels.
+        noise_scale: sigma, (output,), in units of the labels.
+        degrees_of_freedom: nu of Student's t; None is a Gaussian.
+        block_size: see `Prediction`.
     """
 
     logits: Tensor
     labels: Tensor | None
-    noise_scale: float
+    noise_scale: Tensor
+    degrees_of_freedom: float | None = None
+    block_size: int = 1
 
     @cached_property
     def mean(self) -> Tensor:
@@ -34,34 +50,130 @@ class GaussianPrediction:
         return self.logits.double().var(0, correction=0)
 
     @cached_property
+    def noise_variance(self) -> Tensor:
+        """Mean of the variances under the draws, (output,): what no data takes away; of Student's t,
+        ``sigma^2 nu / (nu - 2)``."""
+        nu = self.degrees_of_freedom
+        return self.noise_scale.double().square() * (1 if nu is None else nu / (nu - 2))
+
+    @cached_property
     def total_variance(self) -> Tensor:
-        """Of the posterior predictive, (example, output): that over draws plus that of the noise."""
-        return self.epistemic_variance + self.noise_scale**2
+        """Of the posterior predictive, (example, output): the sum of the two."""
+        return self.epistemic_variance + self.noise_variance
 
     @cached_property
     def log_density(self) -> Tensor:
-        """ln 1/S sum_s N(y; m_s, noise_scale^2 I) of the labels, (example,), nats.
+        """ln 1/S sum_s prod_o p(y_o; m_so, sigma_o) of the labels, (example,), nats.
 
         Raises:
             DataError: the rows have no labels.
         """
-        errors = (self.logits.double() - self._known_labels()) / self.noise_scale
-        log_norm = math.log(self.noise_scale) + math.log(2 * math.pi) / 2
-        return (-errors.square() / 2 - log_norm).sum(-1).logsumexp(0) - math.log(len(self.logits))
+        scale = self.noise_scale.double()
+        errors = ((self._labels - self.logits.double()) / scale).numpy()
+        of_draws = torch.from_numpy(self._noise.logpdf(errors)) - scale.log()
+        log_density: Tensor = of_draws.sum(-1).logsumexp(0) - math.log(len(self.logits))
+        return log_density
 
-    @property
+    @cached_property
     def rmse(self) -> float:
         """Root mean square error of the mean, over rows and outputs.
 
         Raises:
             DataError: the rows have no labels.
         """
-        return float((self.mean - self._known_labels()).square().mean().sqrt())
+        return float((self.mean - self._labels).square().mean().sqrt())
 
-    def _known_labels(self) -> Tensor:
-        if self.labels is None:
+    def cdf(self, values: Tensor) -> Tensor:
+        """F(y) = P(Y <= y) of the predictive at values (..., example, output), of the same shape."""
+        found = np.zeros(values.shape)
+        scale = self.noise_scale.double().numpy()
+        for location in self.logits.double().numpy():
+            found += self._noise.cdf((values.double().numpy() - location) / scale)
+        return torch.from_numpy(found / len(self.logits))
+
+    def quantile(self, probability: float) -> Tensor:
+        """The y with F(y) = probability, (example, output), by bisection.
+
+        Raises:
+            ConfigurationError: a probability not between 0 and 1.
+        """
+        if not 0 < probability < 1:
+            raise ConfigurationError(f"probability={probability!r} must lie between 0 and 1, such as 0.95.")
+        reach = self._noise.ppf(probability) * self.noise_scale.double()
+        least, most = self.logits.double().aminmax(dim=0)
+        low, high = least + reach, most + reach
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            below = self.cdf(middle) < probability
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        quantile: Tensor = (low + high) / 2
+        return quantile
+
+    def interval(self, probability: float = INTERVAL) -> tuple[Tensor, Tensor]:
+        """The bounds, (example, output) each, outside of which are (1 - probability) / 2 on either side."""
+        tail = (1 - probability) / 2
+        return self.quantile(tail), self.quantile(1 - tail)
+
+    @cached_property
+    def interval_90(self) -> tuple[Tensor, Tensor]:
+        """`interval` of 90 %."""
+        return self.interval()
+
+    @cached_property
+    def crps(self) -> Tensor:
+        """Continuous ranked probability score of each label, (example, output), see `mixture_crps`.
+
+        Raises:
+            DataError: the rows have no labels.
+        """
+        return mixture_crps(self.logits, self._labels, self.noise_scale, self.degrees_of_freedom)
+
+    def metrics(self) -> dict[str, float]:
+        """What an evaluation reports; means over outputs where there are several.
+
+            nll               mean of -ln p(y), nats, of all outputs of a row together
+            rmse              of the mean, in units of the labels
+            crps              see `crps`, in units of the labels
+            pearson, spearman correlation of mean and label; NaN where either is constant
+            coverage_90       share of labels in the central interval of 90 %
+            width_90          mean width of that interval, in units of the labels
+            quantile_error    mean over p = .05, .10, ... .95 of |share of labels below the p-quantile - p|
+
+        Raises:
+            DataError: the rows have no labels, or none at all.
+        """
+        labels = self._labels
+        low, high = self.interval_90
+        below = self.cdf(labels).numpy().reshape(-1, 1)
+        return {
+            "nll": -float(self.log_density.mean()),
+            "rmse": self.rmse,
+            "crps": float(self.crps.mean()),
+            "pearson": self._correlation(lambda x, y: stats.pearsonr(x, y).statistic),
+            "spearman": self._correlation(lambda x, y: stats.spearmanr(x, y).statistic),
+            "coverage_90": float(((low <= labels) & (labels <= high)).double().mean()),
+            "width_90": float((high - low).mean()),
+            "quantile_error": float(np.abs((below <= _LEVELS).mean(0) - _LEVELS).mean()),
+        }
+
+    @property
+    def _noise(self) -> Any:
+        """At 0, of scale 1."""
+        return stats.norm() if self.degrees_of_freedom is None else stats.t(self.degrees_of_freedom)
+
+    def _correlation(self, of: Any) -> float:
+        found = []
+        for mean, label in zip(self.mean.T.numpy(), self._labels.T.numpy(), strict=True):
+            constant = len(mean) < 2 or np.ptp(mean) == 0 or np.ptp(label) == 0
+            found.append(math.nan if constant else float(of(mean, label)))
+        return sum(found) / len(found)
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        labels = known_labels(self.labels).double()
+        if not len(labels) or not torch.isfinite(self.logits).all():
             raise DataError(
-                "the predicted rows have no labels, so no metric can be had. Predict from a loader whose batches have "
-                "'labels'."
+                "metrics need at least one row and predictions that are numbers. Predict rows with a fit whose loss "
+                "and weights are finite."
             )
-        return self.labels.double()
+        return labels

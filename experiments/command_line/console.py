@@ -8,6 +8,7 @@ from rich.text import Text
 
 from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.tasks.tasks import Task
+from bayes_lora.metrics.titles import title_of
 
 PREDICTIVE = "posterior predictive"  # as tables of metrics call it
 
@@ -17,23 +18,22 @@ def say(line: str) -> None:
     Console().print(Text(line), soft_wrap=True)
 
 
-# Of metrics that have one: title, factor, format.
-_METRICS = {
-    "accuracy": ("accuracy %", 100, ".1f"),
-    "nll": ("NLL (nats)", 1, ".4f"),
-    "ece": ("ECE % (15 bins)", 100, ".1f"),
-    "brier": ("Brier", 1, ".4f"),
-}
+# More of them are lines of a table, not columns.
+_MOST_COLUMNS = 4
 
 
 def print_metrics(metrics: Mapping[str, Mapping[str, float]], title: str) -> None:
-    """A row of metrics for each predictor."""
-    shown = {name: _METRICS.get(name, (name, 1, ".4f")) for name in next(iter(metrics.values()))}
+    """A row of metrics for each predictor, or of predictors for each metric where these are many."""
+    names = list(next(iter(metrics.values())))
+    rows = [[name, *(title_of(metric).cell(row[metric]) for metric in names)] for name, row in metrics.items()]
+    cells = [["", *(title_of(metric).head for metric in names)], *rows]
+    if len(names) > _MOST_COLUMNS:
+        cells = [list(column) for column in zip(*cells, strict=True)]
     table = Table(title=Text(title), title_justify="left")
-    for column in ("", *(of for of, _, _ in shown.values())):
-        table.add_column(column, justify="right" if column else "left")
-    for name, row in metrics.items():
-        table.add_row(Text(name), *(format(factor * row[of], form) for of, (_, factor, form) in shown.items()))
+    for index, column in enumerate(cells[0]):
+        table.add_column(Text(column), justify="right" if index else "left", no_wrap=index == 0)
+    for row in cells[1:]:
+        table.add_row(*map(Text, row))
     Console().print(table)
 
 

@@ -1,7 +1,6 @@
 """`bayes-lora predict`: rows, with a fitted run."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -50,8 +49,10 @@ def predict_command(
     by_name = input_file is not None and fitted.config.labels_are_names
     labels = task.family.labels_of(rows, task.label_column, task.label_names, by_name=by_name)
     likelihood = fitted.model.likelihood
-    prediction = replace(prediction, labels=likelihood.prediction(prediction.logits, labels).labels)
-    metrics = None if labels is None else likelihood.metrics(prediction)
+    metrics = None
+    if labels is not None:
+        prediction = likelihood.labelled(prediction, labels)
+        metrics = likelihood.metrics(prediction)
     described = described_rows(task, rows, prediction)
     if output is not None:
         write_jsonl(output, described)

@@ -173,8 +173,10 @@ class Study:
         for settings, name in ((found, "splits"), (found["training"], "seeding"), (found, "draws")):
             if settings[name] == BEFORE[name]:
                 del settings[name]
-        if found["training"]["weight_decay_of"] == "all":  # which is a method's to change
-            del found["training"]["weight_decay_of"]
+        # Which a method may change, or which classes do not have.
+        for name in ("weight_decay_of", "likelihood_learning_rate"):
+            if found["training"][name] == getattr(FitOptions, name):
+                del found["training"][name]
         return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 

@@ -1,7 +1,9 @@
 """Classification: one class for each row."""
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ class Classification(TaskFamily):
     stratified = True
     table_note = "; entropy and mutual information (MI) in nats"
 
-    def likelihood(self, network: "nn.Module") -> "Likelihood":
+    def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":
         """Categorical."""
         from bayes_lora.models import Classification as Categorical
 
@@ -118,9 +120,26 @@ class Classification(TaskFamily):
                 f"{path}: column {column!r} holds one class only ({', '.join(classes)}). Add rows of another class, or "
                 "name another --label-column."
             )
+        _warn_of_twins(classes, path, column)
         if all(re.fullmatch(r"-?[0-9]+", name) for name in classes):
             return tuple(sorted(classes, key=lambda name: (int(name), name)))
         return tuple(sorted(classes))
+
+
+def _warn_of_twins(names: Collection[str], path: Path, column: str) -> None:
+    """Classes that may have been meant as one: they differ by blanks, by upper case, or by how a number is written."""
+    by_meaning: dict[str | float, str] = {}
+    for name in sorted(names):
+        meaning: str | float = " ".join(name.casefold().split())
+        with suppress(ValueError):
+            meaning = float(meaning)
+        twin = by_meaning.setdefault(meaning, name)
+        if twin != name:
+            warnings.warn(
+                f"{path}: column {column!r} has the classes {twin!r} and {name!r}, which are taken for two. If they "
+                "are one, write it the same way everywhere.",
+                stacklevel=2,
+            )
 
 
 def _name(label: Any) -> str:

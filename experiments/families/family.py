@@ -38,7 +38,7 @@ class TaskFamily(ABC):
     table_note: ClassVar[str] = ""
 
     @abstractmethod
-    def likelihood(self, network: "nn.Module") -> "Likelihood":
+    def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":
         """What the network's outputs say about the labels."""
 
     @abstractmethod

@@ -148,6 +148,14 @@ def _json_rows(path: Path, text: str) -> list[Row]:
 
 
 def _csv_rows(path: Path, text: str) -> list[Row]:
+    before = csv.field_size_limit(len(text) + 1)  # a text may be longer than the 131,072 characters that csv allows
+    try:
+        return _csv_fields(path, text)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _csv_fields(path: Path, text: str) -> list[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
     try:

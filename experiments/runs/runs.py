@@ -120,7 +120,7 @@ def new_run(config: RunConfig, device: torch.device = CPU) -> Run:
                 network = load_adapter(base, config.lora)
             else:
                 network = add_lora(base.network, base.new_modules, config.lora)
-        model = BayesianLoRA(network, config.posterior, config.task.family.likelihood(network))
+        model = BayesianLoRA(network, config.posterior, config.task.family.likelihood(network, config.task.label_names))
         with _own_stream(training, Part.GUIDE):
             guide = _new_guide(model, config.guide)
     return Run(config, model.to(device), guide.to(device), base.tokenizer)
@@ -202,7 +202,9 @@ class _Prepared:
     @classmethod
     def of(cls, config: RunConfig, rows: TaskRows, device: torch.device) -> "_Prepared":
         run = new_run(config, device)
-        return cls(run, rows, run.encode(rows.train), run.encode(rows.validation))
+        train = run.encode(rows.train)
+        run.model.likelihood.start_at(torch.tensor(train["labels"]))
+        return cls(run, rows, train, run.encode(rows.validation))
 
 
 def _complete(prepared: _Prepared, out: Path, console: Console) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def encode(
         The tokenizer's outputs, each (example, token), and ``labels``, (example,).
 
     Raises:
-        DataError: no rows.
+        DataError: no rows, or a row of which no token is made.
         ConfigurationError: `max_length` is more than the base model can read.
     """
     from datasets import Dataset
@@ -50,6 +50,13 @@ def encode(
     if len(texts) == 2 and tokenizer.num_special_tokens_to_add(pair=True) == 0:
         texts[1] = ["\n" + text for text in texts[1]]
     columns = dict(tokenizer(*texts, truncation="longest_first", max_length=limit, padding=False))
+    empty = [number for number, tokens in enumerate(columns["input_ids"], start=1) if not len(tokens)]
+    if empty:
+        raise DataError(
+            f"Task {task.name!r}: row {empty[0]} has no text ({', '.join(map(repr, task.texts(rows[empty[0] - 1])))}), "
+            f"and this tokenizer makes no token of it; {len(empty)} of {len(rows)} rows are like that. Leave them out, "
+            "or write something there."
+        )
     if with_labels:
         columns["labels"] = [row[task.label_column] for row in rows]
     return Dataset.from_dict(columns)

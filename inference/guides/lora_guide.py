@@ -15,7 +15,7 @@ from bayes_lora.inference import guides
 from bayes_lora.inference.guides.supported_elbos import refuse_unsupported_elbo
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.models.latent_sites import Latents
-from bayes_lora.precision import posterior_dtype
+from bayes_lora.precision import kept_precise
 
 _KINDS: dict[str, type["LoRAGuide"]] = {}
 
@@ -139,13 +139,7 @@ class LoRAGuide(PyroModule):  # type: ignore[misc]
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # Cast to half precision, the posterior stays in float32 or better; the network may be cast alone.
-        def cast(value: Tensor) -> Tensor:
-            new = fn(value)
-            halved = value.is_floating_point() and posterior_dtype(new.dtype) != new.dtype
-            return value.to(new.device) if halved else new
-
-        super()._apply(cast, recurse)
+        super()._apply(kept_precise(fn), recurse)
         return self
 
 

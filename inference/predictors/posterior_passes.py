@@ -86,7 +86,7 @@ class PosteriorPasses:
         def enough(inputs: Inputs) -> Tensor:
             logits = self.mean_and_draws(inputs)
             counts.append(torch.full(logits.shape[1:2], len(logits) - 1))
-            means.append(in_full_precision(logits[0]))
+            means.append(self._at_mean_of(logits))
             return logits[1:]
 
         logits_of = self.at_mean if at_mean else enough if self._num_samples == "auto" else self.draws
@@ -124,6 +124,10 @@ class PosteriorPasses:
             return self._enough(inputs)
         return self._logits(inputs, [None, *range(self._num_samples)])
 
+    def _at_mean_of(self, logits: Tensor) -> Tensor:
+        """What a prediction says at the mean, (example, class), the first of the logits."""
+        return self._model.likelihood.prediction(in_full_precision(logits[:1]), None).logits[0]  # type: ignore[no-any-return]
+
     def _enough(self, inputs: Inputs) -> Tensor:
         """As `mean_and_draws`, with as many draws as the tolerance asks for."""
         stages = [stage for stage in _STAGES if stage >= self._block_size]
@@ -135,7 +139,7 @@ class PosteriorPasses:
                     f"num_samples='auto' looks at class probabilities, and {type(self._model.likelihood).__name__} has "
                     "none. Say how many draws to take, such as num_samples=16."
                 )
-            values = replace(values, block_size=self._block_size, at_mean=in_full_precision(logits[0]))
+            values = replace(values, block_size=self._block_size, at_mean=self._at_mean_of(logits))
             if bool((monte_carlo_error(values).mean_probs <= self._tolerance).all()):
                 break
             logits = torch.cat([logits, self._logits(inputs, list(range(drawn, more)))])

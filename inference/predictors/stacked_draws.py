@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bayes_lora.errors import AdapterError
 from bayes_lora.inference.predictors.predictor import Inputs
 from bayes_lora.models import BayesianLoRA
 
@@ -36,7 +35,7 @@ def keeps_rows_apart(model: BayesianLoRA, inputs: Inputs) -> bool:
     try:
         with model.perturbed(stacked, num_rows=2 * rows):
             quiet = model.network_logits(_repeated(inputs, 2))[:rows]
-    except AdapterError:
+    except Exception:  # whatever a network of this kind says of twice the rows; alone it says what is wrong itself
         return False
     alone = model.network_logits(inputs)
     return torch.allclose(quiet, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))

@@ -9,8 +9,11 @@ from torch import nn
 from bayes_lora.adapters.names import plain_name
 from bayes_lora.errors import AdapterError
 
+# What PEFT adds to a network, by the beginning of its names.
+_ADDED = ("lora_", "trainable_tokens_")
 
-def base_fingerprint(network: nn.Module, carried: Collection[str] = ()) -> str:
+
+def base_fingerprint(network: nn.Module, carried: Collection[str] = (), rewritten: Collection[str] = ()) -> str:
     """A digest of a network's base weights: names, shapes, a few values of each and the sum of all.
 
     The same before and after PEFT has wrapped the network, and for float32 and bfloat16 copies of one checkpoint:
@@ -20,16 +23,17 @@ def base_fingerprint(network: nn.Module, carried: Collection[str] = ()) -> str:
         network: the base network, or a PEFT model of it.
         carried: names of tensors that travel with the adapter, as PEFT writes them: the task head, for example, is
             new at every load, so it does not count.
+        rewritten: names, as before PEFT, of weights that the adapter's initialization changes; neither do they.
 
     Raises:
         AdapterError: a weight has no values here: it is on the meta device, or offloaded.
     """
-    excluded = {plain_name(name) for name in carried}
+    excluded = {plain_name(name) for name in carried} | set(rewritten)
     digest = hashlib.sha256()
     named = {plain_name(name): parameter for name, parameter in network.named_parameters()}
     owners = {id(own): module for module in network.modules() for own in module.parameters(recurse=False)}
     for name, parameter in sorted(named.items()):
-        if name not in excluded and not any(part.startswith("lora_") for part in name.split(".")):
+        if name not in excluded and not any(part.startswith(_ADDED) for part in name.split(".")):
             if parameter.is_meta:
                 raise AdapterError(
                     f"{name} is on the meta device or offloaded, so the base model cannot be told from another one. "

@@ -22,11 +22,13 @@ from bayes_lora.inference.storage.posterior_files import (
     POSTERIOR_FILE,
     SAMPLE_SCALE,
     saved_guide,
+    saved_likelihood,
 )
+from bayes_lora.metrics.titles import title_of
+from bayes_lora.models.likelihoods.words import Words
 
 # Where a card says to load the posterior from, until it is known under which name it is on the hub.
 _HERE = "path/to/this/folder"
-_METRICS = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE (15 bins)", "brier": "Brier score"}
 _PIPELINES = {"SEQ_CLS": "text-classification", "CAUSAL_LM": "text-generation"}
 
 
@@ -96,12 +98,14 @@ def _card(folder: Path, facts: CardFacts) -> str:
     pipeline = _pipeline(adapter)
     description = read_json(folder / DESCRIPTION_FILE)
     guide, _ = saved_guide(folder / DESCRIPTION_FILE, description)
+    likelihood, of_likelihood = saved_likelihood(folder / DESCRIPTION_FILE, description)
+    words = likelihood.words(of_likelihood)
     sections = [
         _title(base, facts, guide),
-        _task_section(facts),
+        _task_section(facts, words),
         _results_section(facts, guide),
         _posterior_section(folder, adapter, description),
-        _text_usage(base, facts, guide) if pipeline == "text-classification" else _usage(guide),
+        _text_usage(base, facts, guide, words) if pipeline == "text-classification" else _usage(guide),
         _FILES,
     ]
     metadata = _metadata(base, pipeline, facts, ["bayes-lora", "lora", str(guide.kind)])
@@ -137,7 +141,7 @@ def _metadata(base: str | None, pipeline: str | None, facts: CardFacts, tags: li
                         dataset_config=facts.dataset[1],
                         dataset_split="validation",
                         metric_type=name,
-                        metric_name=f"{_METRICS.get(name, name)}, {of}",
+                        metric_name=f"{title_of(name).text}, {of}",
                         metric_value=value,
                     )
                 )
@@ -170,14 +174,13 @@ def _title(base: str | None, facts: CardFacts, guide: type[LoRAGuide]) -> str:
     )
 
 
-def _task_section(facts: CardFacts) -> str:
+def _task_section(facts: CardFacts, words: Words) -> str:
     lines = []
     if facts.task:
-        texts, belong = " and ".join(map(_text, facts.texts)), "belongs" if len(facts.texts) == 1 else "belong"
-        lines.append(f"The task is {_text(facts.task)}: to which class {texts} {belong}.")
+        lines.append(f"The task is {_text(facts.task)}: {words.answer} for {' and '.join(map(_text, facts.texts))}.")
     if facts.label_names != _unnamed(len(facts.label_names)):
         rows = [[str(index), _text(name)] for index, name in enumerate(facts.label_names)]
-        lines.append(_table(["class", "meaning"], rows))
+        lines.append(_table([words.label, "meaning"], rows))
     if facts.num_train is not None:
         where = ""
         if facts.dataset is not None:
@@ -206,7 +209,7 @@ def _results_section(facts: CardFacts, guide: type[LoRAGuide]) -> str:
         if metrics
     ]
     of_rows = "held-out rows" if facts.num_validation is None else f"{facts.num_validation:,} held-out rows"
-    return f"## Results\n\nOn {of_rows}:\n\n" + _table(["", *(_METRICS.get(name, name) for name in names)], rows)
+    return f"## Results\n\nOn {of_rows}:\n\n" + _table(["", *(title_of(name).text for name in names)], rows)
 
 
 def _posterior_section(folder: Path, adapter: Mapping[str, Any], description: Mapping[str, Any]) -> str:
@@ -230,9 +233,11 @@ def _posterior_section(folder: Path, adapter: Mapping[str, Any], description: Ma
     return "## Posterior\n\n" + _table(["option", "value"], [[name, _text(value)] for name, value in options.items()])
 
 
-def _text_usage(base: str | None, facts: CardFacts, guide: type[LoRAGuide]) -> str:
+def _text_usage(base: str | None, facts: CardFacts, guide: type[LoRAGuide], words: Words) -> str:
     texts = ", ".join(['["The first text."]', '["The second text."]'][: len(facts.texts)])
-    labels = f", num_labels={len(facts.label_names)}" if facts.label_names else ""
+    num_labels = len(facts.label_names) if words.num_outputs is None else words.num_outputs
+    labels = f", num_labels={num_labels}" if num_labels else ""
+    shown = "\n".join(f"print({line}" for line in words.shown)
     cut = "truncation=True" + ("" if facts.max_length is None else f", max_length={facts.max_length}")
     network = f"AutoModelForSequenceClassification.from_pretrained(base{labels})"
     return f"""## Use
@@ -249,8 +254,7 @@ batch = tokenizer({texts}, {cut}, return_tensors="pt")
 network = {network}
 model, guide = load_posterior(network, "{_HERE}")
 prediction = predict(model, guide, [batch], num_samples=32, seed=0)
-print(prediction.mean_probs)  # (example, class)
-print(prediction.mutual_information)  # (example,), nats: how far the draws disagree
+{shown}
 ```
 
 The {guide.point} alone needs PEFT only:
@@ -262,7 +266,7 @@ from peft import PeftModel
 network = {network}
 network = PeftModel.from_pretrained(network, "{_HERE}").eval()
 with torch.no_grad():
-    print(network(**batch).logits.softmax(-1))
+    print({words.point}
 ```"""
 
 

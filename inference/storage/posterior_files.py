@@ -18,7 +18,7 @@ ADAPTER_FILE = "adapter_model.safetensors"  # these two are PEFT's
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 DESCRIPTION_FILE = "bayes_lora.json"
 CARD_FILE = "README.md"  # for people: it may be edited, and nothing is read from it
-SAMPLE_SCALE = "sample_scale"  # its name in the posterior file
+SAMPLE_SCALE, LIKELIHOOD = "sample_scale", "likelihood."  # in the posterior file: a name, and how names begin
 
 _DESCRIBED = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, POSTERIOR_FILE)
 LOADED = (*_DESCRIBED, DESCRIPTION_FILE)

@@ -1,18 +1,20 @@
 """Saving a posterior beside its PEFT adapter, and loading it again."""
 
+import json
 import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from bayes_lora.adapters.initialization import rewrites_base
 from bayes_lora.adapters.placement import require_loaded
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import BayesLoRAError, ConfigurationError, PosteriorFileError, RunExistsError
@@ -25,6 +27,7 @@ from bayes_lora.inference.storage.posterior_files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     DESCRIPTION_FILE,
+    LIKELIHOOD,
     POSTERIOR_FILE,
     SAMPLE_SCALE,
     SavedKind,
@@ -50,7 +53,8 @@ def save_posterior(
     The folder is a PEFT adapter folder, which ``PeftModel.from_pretrained`` opens as the mean adapter without this
     library, plus
 
-        posterior.safetensors   the guide's parameters (of MonteCLoRA alpha and v, as logarithms), and epsilon
+        posterior.safetensors   the parameters of guide (of MonteCLoRA alpha and v, as logarithms) and likelihood, and
+                                epsilon
         bayes_lora.json         schema version, kind of guide, config, adapter order, fingerprint of the base model,
                                 checksums
         README.md               a model card for the Hugging Face hub
@@ -77,10 +81,10 @@ def save_posterior(
     temporary.mkdir()
     try:
         network.save_pretrained(str(temporary), selected_adapters=["default"])  # type: ignore[operator]
-        learned = {**guide.state_dict(), SAMPLE_SCALE: model.sample_scale}
+        learned = {**guide.state_dict(), **_of_likelihood(model), SAMPLE_SCALE: model.sample_scale}
         state = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
         save_file(state, temporary / POSTERIOR_FILE)
-        fingerprint = base_fingerprint(network, _carried(temporary))
+        fingerprint = base_fingerprint(network, _carried(temporary), _rewritten(temporary, model.sites.names))
         write_description(temporary, asdict(model.config), model.sites.names, fingerprint, *saved)
         write_card(temporary, card or CardFacts(label_names=label_names_of(network)))
         for path in temporary.iterdir():
@@ -156,7 +160,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def load_posterior(
-    base_network: nn.Module, folder: str | Path, *, revision: str | None = None
+    base_network: nn.Module, folder: str | Path, *, revision: str | None = None, is_trainable: bool = False
 ) -> tuple[BayesianLoRA, LoRAGuide]:
     """Open what `save_posterior` wrote on a freshly loaded base network, which it wraps.
 
@@ -164,6 +168,8 @@ def load_posterior(
         base_network: the network that the adapter was trained on, without adapters.
         folder: a folder, or the name of a repository on the Hugging Face hub, "owner/name", which is downloaded.
         revision: branch, tag or commit of that repository; its main branch where not given.
+        is_trainable: leave the adapter (and the modules saved with it) trainable, to train mean and posterior further.
+            PEFT opens adapters frozen, and then only the guide learns: post hoc.
 
     Raises:
         PosteriorFileError: a file missing, damaged, edited or of a newer schema, of a kind of guide or likelihood
@@ -183,9 +189,10 @@ def load_posterior(
     except (TypeError, BayesLoRAError) as error:
         raise PosteriorFileError(f"{folder / DESCRIPTION_FILE}: its config cannot be used: {error}") from error
     load_the_base = f"Load the base it was trained on (base_model_name_or_path in {ADAPTER_CONFIG_FILE})."
+    rewritten = _rewritten(folder, description["adapters"])
     # Before the base network is touched.
     require_loaded(base_network)
-    if base_fingerprint(base_network, _carried(folder)) != description["base_fingerprint"]:
+    if base_fingerprint(base_network, _carried(folder), rewritten) != description["base_fingerprint"]:
         raise PosteriorFileError(
             f"{folder} was saved for another base model than this {type(base_network).__name__}. {load_the_base} If "
             "it is, either it was in another precision then (4-bit, 8-bit): load it with that quantization; or it has "
@@ -195,7 +202,7 @@ def load_posterior(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error below
-            network = PeftModel.from_pretrained(base_network, str(folder))
+            network = PeftModel.from_pretrained(base_network, str(folder), is_trainable=is_trainable)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise PosteriorFileError(
             f"{folder}: its adapter does not fit this {type(base_network).__name__}: {error}. {load_the_base}"
@@ -213,7 +220,8 @@ def load_posterior(
             f"{list(model.sites.names)}. The folder mixes files of two runs."
         )
     try:
-        _check_shapes(folder, kind.expected_shapes(model, settings), len(model.sites.adapters))
+        of_model = {name: tuple(value.shape) for name, value in _of_likelihood(model).items()}
+        _check_shapes(folder, {**kind.expected_shapes(model, settings), **of_model}, len(model.sites.adapters))
         guide = kind.from_settings(model, settings)
     except (TypeError, ConfigurationError) as error:
         raise PosteriorFileError(
@@ -222,6 +230,8 @@ def load_posterior(
     try:
         state = load_file(folder / POSTERIOR_FILE)
         model.set_sample_scale(state.pop(SAMPLE_SCALE))
+        own = {name: state.pop(name) for name in _of_likelihood(model)}
+        model.likelihood.load_state_dict({name.removeprefix(LIKELIHOOD): value for name, value in own.items()})
         guide.load_state_dict(state)
     except (RuntimeError, BayesLoRAError) as error:
         raise PosteriorFileError(f"{folder / POSTERIOR_FILE} does not fit the adapters: {error}") from error
@@ -235,6 +245,19 @@ def _carried(folder: Path) -> set[str]:
         PosteriorFileError: the file is no safetensors file.
     """
     return set(_shapes(folder / ADAPTER_FILE))
+
+
+def _of_likelihood(model: BayesianLoRA) -> dict[str, Tensor]:
+    """The likelihood's tensors, by their names in the posterior file."""
+    return {LIKELIHOOD + name: value for name, value in model.likelihood.state_dict().items()}
+
+
+def _rewritten(folder: Path, adapters: Sequence[str]) -> set[str]:
+    """Names of the base weights that the adapter's initialization changes, now and when it is opened."""
+    config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
+    if not rewrites_base(config.get("init_lora_weights")):
+        return set()
+    return {f"{name.partition('[')[0]}.weight" for name in adapters}
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -256,9 +279,9 @@ def _check_adapter(folder: Path, network: PeftModel) -> None:
         )
 
 
-def _check_shapes(folder: Path, of_guide: Mapping[str, tuple[int, ...]], num_adapters: int) -> None:
+def _check_shapes(folder: Path, learned: Mapping[str, tuple[int, ...]], num_adapters: int) -> None:
     """Before anything as large as the config, the settings or the file say is made."""
-    expected = {SAMPLE_SCALE: (num_adapters,), **of_guide}
+    expected = {SAMPLE_SCALE: (num_adapters,), **learned}
     found = _shapes(folder / POSTERIOR_FILE)
     if found != expected:
         raise PosteriorFileError(

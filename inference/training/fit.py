@@ -14,12 +14,13 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, default_data_collator
 
+from bayes_lora.choices import Phase
 from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
-from bayes_lora.gradients import frozen
 from bayes_lora.inference.training.callbacks import Clock
 from bayes_lora.inference.training.fit_options import FitOptions
 from bayes_lora.inference.training.progress import Display, history_entry, progress_bar
 from bayes_lora.inference.training.sealed_trainer import SealedTrainer
+from bayes_lora.inference.training.trainable import require_trainable
 from bayes_lora.inference.training.trainer import SVITrainer
 from bayes_lora.inference.training.training_rows import count_training_rows
 from bayes_lora.models import BayesianLoRA
@@ -70,10 +71,10 @@ def fit(
             CPU with the same number of threads. None writes nothing.
 
     Raises:
-        DataError: no examples, or examples without labels.
+        DataError: no examples, or examples without labels; a dataset without a length.
         NonFiniteLossError: a term of the loss became NaN or infinite; names the step and the term.
         ConfigurationError: the configuration's `num_train_examples` is not the number of examples; where it is None it
-            is set to that.
+            is set to that. Or the adapters are frozen, and not the posterior alone is to be learned.
 
     Example:
         >>> result = fit(model, guide, dataset, FitOptions(epochs=1))  # doctest: +SKIP
@@ -85,8 +86,7 @@ def fit(
     if options.phases == "joint":
         return training.of_both(model, guide, num_steps, checkpoints)
     if options.phases == "posterior":
-        with frozen(model.network):
-            return training.of_both(model, guide, num_steps, checkpoints)
+        return training.of_both(model, guide, num_steps, checkpoints, "posterior")
     if num_steps < 2:
         raise ConfigurationError(
             f"phases='means_then_posterior' needs at least two steps, and there are {num_steps}: more epochs or a "
@@ -95,8 +95,8 @@ def fit(
     first = num_steps // 2
     # Where the second phase was interrupted, this only loads what the first one ended with.
     means = training.of_network(model.network, first, checkpoints and checkpoints / "means")
-    with frozen(model.network):
-        posterior = training.of_both(model, guide, num_steps - first, checkpoints and checkpoints / "posterior")
+    of_posterior = checkpoints and checkpoints / "posterior"
+    posterior = training.of_both(model, guide, num_steps - first, of_posterior, "posterior")
     later = [{**entry, "step": entry["step"] + first} for entry in posterior.history]
     return FitResult([*means.history, *later], means.seconds + posterior.seconds)
 
@@ -134,13 +134,22 @@ class _Training:
     console: Console | None
     device: torch.device
 
-    def of_both(self, model: BayesianLoRA, guide: nn.Module, num_steps: int, checkpoints: Path | None) -> FitResult:
-        """Train everything in model and guide that requires a gradient, on the objective."""
+    def of_both(
+        self,
+        model: BayesianLoRA,
+        guide: nn.Module,
+        num_steps: int,
+        checkpoints: Path | None,
+        phase: Phase = "joint",
+    ) -> FitResult:
+        """Train everything in model and guide that requires a gradient, or in the guide alone, on the objective."""
         schedule = self.options.new_schedule()
         options = self.options
         own: dict[str, Any] = {
             "posterior_learning_rate": options.posterior_learning_rate,
+            "likelihood_learning_rate": options.likelihood_learning_rate,
             "weight_decay_of": options.weight_decay_of,
+            "phase": phase,
         }
 
         def build(**common: Any) -> SVITrainer:
@@ -161,6 +170,7 @@ class _Training:
         callbacks: Sequence[TrainerCallback] = (),
     ) -> FitResult:
         """Train everything in the network that requires a gradient, on its own loss."""
+        require_trainable(network)
         result = self._run(partial(SealedTrainer, network), "fit network", num_steps, checkpoints, callbacks)
         _check_finite(network)
         network.eval()
@@ -222,6 +232,12 @@ def _num_steps(dataset: Any, options: FitOptions) -> int:
 
 
 def _check_dataset(dataset: Any) -> None:
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(
+            f"a {type(dataset).__name__} has no length or no order of its own, by which epochs are counted and rows "
+            "shuffled. Pass a list or a datasets.Dataset; for a stream of rows use SVITrainer with "
+            "TrainingArguments(max_steps=...), and for objective='elbo' say num_train_examples."
+        )
     if len(dataset) == 0:
         raise DataError("the training set is empty. Pass a dataset with at least one labelled example.")
     example = dataset[0]

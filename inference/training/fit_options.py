@@ -30,6 +30,7 @@ class FitOptions:
         posterior_learning_rate: of log alpha and log v, at its peak. Adam moves a logarithm by about its learning rate
             a step, so T steps of a linear decay move it by at most T / 2 times this: 0.01 and 300 steps are a factor
             of e^1.5 = 4.5. Where v should go further, give it a higher rate, more steps or a better `sample_scale`.
+        likelihood_learning_rate: of the likelihood's own parameters, such as the logarithm of the noise, at its peak.
         weight_decay: on the network's matrices; never on biases, alpha and v. It is AdamW's, and no part of the
             objective: with it, what is minimized under objective "elbo" is no longer the bound.
         weight_decay_of: which matrices it is on: "all", or "b_and_head", all but LoRA-A, which has the prior of
@@ -64,6 +65,7 @@ class FitOptions:
     batch_size: int = 32
     learning_rate: float = 3e-4
     posterior_learning_rate: float = 1e-2
+    likelihood_learning_rate: float = 5e-2
     weight_decay: float = 0.0
     weight_decay_of: WeightDecayOf = "all"
     warmup_ratio: float = 0.06
@@ -86,7 +88,7 @@ class FitOptions:
             require_count(name, getattr(self, name))
         if self.keep_checkpoints is not None:
             require_count("keep_checkpoints", self.keep_checkpoints)
-        for name in ("learning_rate", "posterior_learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "posterior_learning_rate", "likelihood_learning_rate", "max_grad_norm"):
             require_positive(name, getattr(self, name))
         require_fraction("warmup_ratio", self.warmup_ratio)
         require_seed("seed", self.seed)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 
 from bayes_lora.checks import require_choice, require_positive
-from bayes_lora.choices import Draws, WeightDecayOf
+from bayes_lora.choices import Draws, Phase, WeightDecayOf
 from bayes_lora.errors import ConfigurationError
+from bayes_lora.gradients import frozen
 from bayes_lora.inference.predictors.posterior_passes import PosteriorPasses
 from bayes_lora.inference.predictors.predictor import collect_logits
 from bayes_lora.inference.training.callbacks import MoveScale, OwnDraws
@@ -20,6 +22,7 @@ from bayes_lora.inference.training.refused_options import refuse_unsupported
 from bayes_lora.inference.training.saving_trainer import SavingTrainer
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
 from bayes_lora.inference.training.svi_module import SVIModule
+from bayes_lora.inference.training.trainable import require_all_in, require_trainable_adapters
 from bayes_lora.inference.training.training_rows import count_training_rows
 from bayes_lora.models import BayesianLoRA, Likelihood
 
@@ -37,7 +40,9 @@ class SVITrainer(SavingTrainer):
         guide: its guide.
         args: TrainingArguments; `learning_rate` is that of the network's parameters.
         posterior_learning_rate: peak learning rate of the guide's parameters, which have no weight decay.
+        likelihood_learning_rate: the same of the likelihood's parameters, where it has some.
         weight_decay_of: see `FitOptions`.
+        phase: "joint" trains network and guide; "posterior" the guide alone, around the network as it is (post hoc).
         num_samples: posterior draws of an evaluation, seeded with `args.seed`; or "auto".
         draws: antithetic or independent ones, see `predict`.
         scale_schedule: moves the model's `sample_scale` during training; None leaves it alone.
@@ -47,7 +52,8 @@ class SVITrainer(SavingTrainer):
     Raises:
         NonFiniteLossError: when a log finds that a term of the loss has become NaN or infinite.
         ConfigurationError: from `train`, where the configuration's `num_train_examples` is not the number of training
-            rows; where it is None it is set to that.
+            rows; where it is None it is set to that. Or phase="joint" and the adapters are frozen, or an optimizer was
+            given that lacks a trainable tensor.
         ConfigurationError: an option of the Trainer under which the loss would not be the objective: sharding (FSDP,
             DeepSpeed), several GPUs in one process, label smoothing, a loss function of your own.
 
@@ -63,7 +69,9 @@ class SVITrainer(SavingTrainer):
         args: TrainingArguments | None = None,
         *,
         posterior_learning_rate: float = 1e-2,
+        likelihood_learning_rate: float = 5e-2,
         weight_decay_of: WeightDecayOf = "all",
+        phase: Phase = "joint",
         num_samples: int | Literal["auto"] = 16,
         draws: Draws | None = None,
         scale_schedule: SampleScaleSchedule | None = None,
@@ -71,10 +79,12 @@ class SVITrainer(SavingTrainer):
         **kwargs: Any,
     ) -> None:
         require_positive("posterior_learning_rate", posterior_learning_rate)
+        require_positive("likelihood_learning_rate", likelihood_learning_rate)
         require_choice("weight_decay_of", weight_decay_of, get_args(WeightDecayOf))
+        require_choice("phase", phase, get_args(Phase))
         refuse_unsupported(args, kwargs)
-        self.posterior_learning_rate = posterior_learning_rate
-        self.weight_decay_of = weight_decay_of
+        self.posterior_learning_rate, self.likelihood_learning_rate = posterior_learning_rate, likelihood_learning_rate
+        self.weight_decay_of, self.phase = weight_decay_of, phase
         self.num_samples, self.draws = num_samples, draws
         self.svi = SVIModule(model, guide, scale_schedule)
         self._loss_log = LossLog()
@@ -100,19 +110,31 @@ class SVITrainer(SavingTrainer):
         """The Trainer's, after the training rows have been counted."""
         if self.train_dataset is not None:  # else the Trainer says that there is none
             count_training_rows(self.svi.model, self.train_dataset)
-        return super().train(*args, **kwargs)
+        model, guide = self.svi.model, self.svi.guide
+        if self.phase == "joint":
+            require_trainable_adapters(model)
+        with frozen(model.network) if self.phase == "posterior" else nullcontext():
+            if self.optimizer is not None:
+                parts = {"network": model.network, "model.likelihood": model.likelihood, "guide": guide}
+                require_all_in(self.optimizer, parts)
+            return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, with the guide's parameters in a group of their own."""
+        """The Trainer's optimizer, with the parameters of guide and likelihood in groups of their own."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        posterior = [parameter for parameter in self.svi.guide.parameters() if parameter.requires_grad]
-        known = {id(parameter) for parameter in posterior}
-        for group in optimizer.param_groups:
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
-        if posterior:
-            optimizer.add_param_group({"params": posterior, "lr": self.posterior_learning_rate, "weight_decay": 0.0})
+        parts = (
+            (self.svi.guide, self.posterior_learning_rate),
+            (self.svi.model.likelihood, self.likelihood_learning_rate),
+        )
+        for part, rate in parts:
+            own = [parameter for parameter in part.parameters() if parameter.requires_grad]
+            known = set(map(id, own))
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
+            if own:
+                optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
@@ -186,7 +208,8 @@ class SVITrainer(SavingTrainer):
         point, predictive = (likelihood.prediction(part, known) for part in (logits[:1], logits[1:]))
         labels, loss = inputs.get("labels"), None
         if labels is not None:
-            loss = -likelihood.log_predictive_density(predictive.logits, labels.cpu()).mean().to(labels.device)
+            density = likelihood.log_predictive_density(logits[1:].to(labels.device), labels)
+            loss = -density.sum() / likelihood.num_observations(labels)
             labels = labels.reshape(predictive.labels.shape)
         if prediction_loss_only:
             return loss, None, None

@@ -28,6 +28,7 @@ class Classification(Likelihood):
         Raises:
             LikelihoodError: one label (a regression head) or a problem type other than single-label classification.
         """
+        super().__init__()
         config = getattr(network, "config", None)
         if getattr(config, "num_labels", None) == 1:
             raise LikelihoodError(
@@ -96,10 +97,10 @@ class Classification(Likelihood):
         """Accuracy, NLL, ECE and Brier score, see `evaluate`."""
         return evaluate(prediction.mean_probs, prediction.labels)
 
-    def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
-        """See `Likelihood.__call__`; logits that are not (example, class) are refused without labels, too."""
+    def forward(self, logits: Tensor, labels: Tensor | None) -> None:
+        """See `Likelihood.forward`; logits that are not (example, class) are refused without labels, too."""
         _shape(logits)
-        super().__call__(logits, labels)
+        super().forward(logits, labels)
 
 
 def _shape(logits: Tensor) -> tuple[int, int]:

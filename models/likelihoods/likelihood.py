@@ -2,17 +2,20 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_lora.effect_handlers import SiteHandler, densities_only
 from bayes_lora.errors import LikelihoodError
-from bayes_lora.precision import posterior_dtype
+from bayes_lora.models.likelihoods.words import Words
+from bayes_lora.precision import kept_precise, posterior_dtype
 
 
 def network_logits(network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -31,12 +34,14 @@ def network_logits(network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     return logits
 
 
-class Likelihood(ABC):
+class Likelihood(nn.Module, ABC):
     """p(y_i | logits_i), independent over rows: all that a kind of label differs by from another.
 
     The model opens `logits` and `y` with it, ``loss = -1/n sum_i log p(y_i | logits_i)`` where n is what
     `num_observations` counts; predictions, their metrics and saved posteriors ask it the rest. A subclass in a file of
     this package is found by its `kind`: nothing else has to name it.
+
+    Parameters of it, such as the size of the noise, are points: trained beside the guide's, and saved with them.
 
     Attributes:
         kind: its name in files.
@@ -66,6 +71,9 @@ class Likelihood(ABC):
             LikelihoodError: see `of_network`.
         """
         return cls(**settings)
+
+    def start_at(self, labels: Tensor) -> None:
+        """Begin where the training labels (row, ...) alone put the likelihood's own tensors, where it has some."""
 
     @abstractmethod
     def checked_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -102,6 +110,11 @@ class Likelihood(ABC):
         checked = self.checked_labels(logits.reshape(-1, *logits.shape[-2:])[0], labels)
         return self.distribution(logits).log_prob(checked)  # type: ignore[no-any-return]
 
+    @classmethod
+    def words(cls, settings: Mapping[str, Any]) -> Words:
+        """What a model card says of the likelihood that has these settings; by default as of classes."""
+        return Words()
+
     @abstractmethod
     def prediction(self, logits: Tensor, labels: Tensor | None) -> Any:
         """What `predict` returns, of logits (sample, row, output) and the rows' labels where they have some."""
@@ -118,6 +131,7 @@ class Likelihood(ABC):
         """A prediction with the metrics of the one that `summary` was made of."""
         return self.prediction(summary.movedim(1, 0), labels)
 
+    @torch.no_grad()
     def log_predictive_density(self, logits: Tensor, labels: Tensor) -> Tensor:
         """ln 1/S sum_s p(y_i | logits_si) of each row, (row,), nats, in double precision.
 
@@ -127,7 +141,11 @@ class Likelihood(ABC):
         """
         return self.log_density(logits.double(), labels).logsumexp(0) - math.log(len(logits))
 
-    def __call__(self, logits: Tensor, labels: Tensor | None) -> None:
+    def labelled(self, prediction: Any, labels: Tensor) -> Any:
+        """A prediction of rows whose labels are known now, (row, ...)."""
+        return replace(prediction, labels=self.prediction(prediction.logits, labels).labels)
+
+    def forward(self, logits: Tensor, labels: Tensor | None) -> None:
         """Open `logits` (deterministic) and `y` in the plate `data`, observed if there are labels.
 
         Args:
@@ -149,3 +167,6 @@ class Likelihood(ABC):
                 known = dist.Delta(logits, event_dim=logits.dim() - 1, validate_args=False).mask(False)
                 pyro.sample("logits", known, obs=logits, infer={"_deterministic": True})
             pyro.sample("y", self.distribution(logits), obs=observed)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(kept_precise(fn), recurse)  # type: ignore[no-untyped-call,no-any-return]

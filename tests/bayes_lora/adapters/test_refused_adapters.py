@@ -1,5 +1,7 @@
 """Networks that are refused, since the noise would be skipped or wrong: each error says what to do."""
 
+import ast
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,12 @@ from peft.tuners.lora.gptq import GPTQLoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from pyro import poutine
 from torch import nn
+from transformers import (
+    MixtralConfig,
+    MixtralForSequenceClassification,
+    Qwen3MoeConfig,
+    Qwen3MoeForSequenceClassification,
+)
 
 import bayes_lora as bl
 from bayes_lora.adapters import find_adapters, unwrap
@@ -131,7 +139,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[AdapterError], str]] = {
     "Embedding": (
         lambda: build_network(target_modules=["word_embeddings"]),
         UNSUPPORTED,
-        r"word_embeddings: PEFT's Embedding adapter .* by token .*Leave it out of target_modules",
+        r"word_embeddings: PEFT's Embedding adapter .* by token .*Adapt Linear layers only",
     ),
     "Conv2d": (
         lambda: lora(Convolution(), target_modules=["mix"]),
@@ -231,3 +239,48 @@ def test_a_failed_build_leaves_the_network_alone() -> None:
     with pytest.raises(UnsupportedAdapterError):
         BayesianLoRA(network, CONFIG)
     assert not any(isinstance(module, PerturbedLinear) for module in network.modules())
+
+
+def mixture_of_experts(kind: str, **options: Any) -> Any:
+    sizes: dict[str, Any] = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "num_labels": 3,
+        "pad_token_id": 0,
+    }
+    if kind == "mixtral":
+        network: Any = MixtralForSequenceClassification(MixtralConfig(**sizes, num_local_experts=4))
+    else:
+        experts: dict[str, Any] = {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 8,
+            "head_dim": 8,
+        }
+        network = Qwen3MoeForSequenceClassification(Qwen3MoeConfig(**sizes, **experts))
+    return peft.get_peft_model(network, peft.LoraConfig(task_type="SEQ_CLS", r=2, **options))
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, of "all-linear"
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]},
+    ],
+    ids=["all-linear", "target_parameters"],
+)
+def test_what_is_said_of_experts_works(kind: str, options: dict[str, Any]) -> None:
+    """ "all-linear" takes experts and routers too; the advice names layers that do, and following it is enough."""
+    with pytest.raises(UnsupportedAdapterError, match="bare parameter") as found:
+        BayesianLoRA(mixture_of_experts(kind, **options), CONFIG)
+    advice = re.search(r"target_modules=(\[.*\])\.", str(found.value))
+    assert advice is not None
+    names = ast.literal_eval(advice[1])
+    assert names == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert len(BayesianLoRA(mixture_of_experts(kind, target_modules=names), CONFIG).sites.adapters) == 8

@@ -378,3 +378,17 @@ def test_every_metric_checks_what_it_is_given(metric: Metric) -> None:
         metric(torch.ones(0, 3), torch.ones(0, dtype=torch.long))
     with pytest.raises(DataError, match=r"labels run from 0 to 3"):
         metric(torch.full((2, 3), 1 / 3), torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]).half()])
+def test_labels_that_are_no_integers_are_refused(labels: Tensor) -> None:
+    probs = torch.tensor([[0.5, 0.5], [0.3, 0.7]])
+    for metric in (evaluate, example_losses, accuracy):
+        with pytest.raises(DataError, match=r"labels are torch\.float.*labels\.long\(\)"):
+            metric(probs, labels)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([[0, 1]]), torch.tensor([[0], [1]])])
+def test_labels_of_several_classes_are_refused(labels: Tensor) -> None:
+    with pytest.raises(DataError, match="as many labels"):
+        evaluate(torch.full((len(labels), 2), 0.5), labels)

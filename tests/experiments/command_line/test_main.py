@@ -67,7 +67,7 @@ def test_predict_takes_unlabelled_rows(fitted: tuple[Path, dict[str, Any]], tmp_
 def test_people_get_tables(fitted: tuple[Path, dict[str, Any]], rows_file: Path, tmp_path: Path) -> None:
     shown = run(*fit_arguments(rows_file), "--out", tmp_path / "run", *QUICK).stdout
     assert "posterior predictive" in shown
-    assert "ECE % (15 bins)" in shown
+    assert "NLL (nats)" in shown
     shown = run("predict", fitted[0]).stdout
     assert "entropy" in shown
     assert "predictions" in shown

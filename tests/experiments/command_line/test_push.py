@@ -42,7 +42,7 @@ def test_fit_writes_the_card(fitted: tuple[Path, dict[str, Any]]) -> None:
     assert card.data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     assert card.data.datasets is None  # the rows are the user's own
     assert set(card.data.metrics) == set(metrics["point"])
-    assert "The task is pairs: to which class a and b belong." in card.text
+    assert "The task is pairs: a class for a and b." in card.text
     assert f"| posterior predictive, 3 draws | {metrics['posterior_predictive']['accuracy']:.4f} |" in card.text
     assert f"On {metrics['num_validation']} held-out rows:" in card.text
     assert "truncation=True, max_length=16" in card.text

@@ -63,7 +63,7 @@ def test_a_run_of_it(family: TaskFamily, rows_file: Path, base: str, tmp_path: P
     assert {name for row in described for name in row} == {"text", "label", *family.output_columns}
 
     found = load_run(tmp_path / "run")
-    assert type(found.model.likelihood) is type(family.likelihood(found.model.network))
+    assert type(found.model.likelihood) is type(family.likelihood(found.model.network, rows.task.label_names))
     prediction = found.predict(found.encode(rows.validation))
     assert found.model.likelihood.metrics(prediction) == metrics["posterior_predictive"]
     assert torch.isfinite(prediction.logits).all()

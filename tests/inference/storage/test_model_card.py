@@ -75,7 +75,7 @@ def test_metadata(saved: Path) -> None:
 
 def test_text(saved: Path) -> None:
     text = card_of(saved, FACTS).text
-    assert "to which class sentence1 and sentence2 belong." in text
+    assert "a class for sentence1 and sentence2." in text
     assert "| 1 | equivalent |" in text
     assert "Trained on 3,668 rows of [nyu-mll/glue](https://huggingface.co/datasets/nyu-mll/glue)" in text
     assert "On 408 held-out rows:" in text
@@ -112,7 +112,7 @@ def test_any_name_is_shown_as_it_is(saved: Path) -> None:
         "--- : {}",
         "not_equivalent",
     ]
-    assert "{word}: {text} belongs." in card.text
+    assert "{word}: {text}." in card.text
 
 
 def text_with_base(folder: Path, base: str) -> str:

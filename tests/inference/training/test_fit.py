@@ -4,6 +4,7 @@ import copy
 import io
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import TrainerCallback
 
-from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
+from bayes_lora.errors import ConfigurationError, DataError, LikelihoodError, NonFiniteLossError
 from bayes_lora.inference import FitOptions, FitResult, MonteCLoRAGuide, fit, fit_network, predict
 from bayes_lora.models import BayesianLoRA
 from tests.networks import build_network, build_pair, learnable_rows
@@ -140,7 +141,7 @@ def test_post_hoc_only_the_posterior_learns() -> None:
     before = parameters(network)
     model, guide = build_pair(network, **CONFIG)
     start = parameters(guide)
-    fit(model, guide, learnable_rows(), OPTIONS)
+    fit(model, guide, learnable_rows(), replace(OPTIONS, phases="posterior"))
     assert all(equal(before, parameters(model)))
     assert not any(equal(start, parameters(guide)))
 
@@ -243,7 +244,7 @@ def test_batches_without_labels_are_refused() -> None:
         return {"input_ids": torch.tensor([row["input_ids"] for row in rows])}
 
     model, guide = build_pair(build_network(num_layers=1), **CONFIG)
-    with pytest.raises(DataError, match="the batch has no labels to learn from"):
+    with pytest.raises(LikelihoodError, match="nothing to learn from: the batch has input_ids and no 'labels'"):
         fit(model, guide, learnable_rows(), OPTIONS, collate=forgetful)
 
 

@@ -68,7 +68,7 @@ def test_training_that_goes_on(tmp_path: Path) -> None:
     fit(model, guide, learnable_rows(24), FitOptions(epochs=1))
     saved = save_posterior(model, guide, tmp_path / "posterior")
     torch.manual_seed(0)  # the base network of `build_network`
-    model, guide = load_posterior(build_bert().double(), saved)
+    model, guide = load_posterior(build_bert().double(), saved, is_trainable=True)
     with pytest.raises(ConfigurationError, match=r"model\.set_num_train_examples\(16\) where training goes on"):
         fit(model, guide, learnable_rows(16), FitOptions(epochs=1))
     model.set_num_train_examples(16)

@@ -1,8 +1,10 @@
 """Every likelihood keeps what `Likelihood` promises: found by its file, so a new one is tested by being there."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pyro.distributions as dist
 import pytest
 import torch
@@ -14,24 +16,28 @@ from transformers import TrainingArguments
 import bayes_lora as bl
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.inference import FitOptions, MonteCLoRAGuide, SVITrainer, fit, predict
-from bayes_lora.models import BayesianLoRA, Likelihood
+from bayes_lora.models import BayesianLoRA, Likelihood, Ordinal
 from bayes_lora.models.likelihoods.gaussian_regression import GaussianRegression
 from bayes_lora.models.likelihoods.kinds import likelihood_kinds
-from tests.networks import build_network, make_batch
+from tests.networks import build_bert, make_batch
 from tests.statistics import deviation
 
 NUM_ROWS, NUM_OUTPUTS = 5, 3
+# Of those that cannot be made for any network of three outputs, one; the last number is that of its outputs.
+OTHERS: dict[str, tuple[Callable[[], Likelihood], int]] = {"ordinal": (lambda: Ordinal(4), 1)}
 KINDS = pytest.mark.parametrize("likelihood", likelihood_kinds().values(), ids=likelihood_kinds(), indirect=True)
 
 
 @pytest.fixture
 def likelihood(request: pytest.FixtureRequest) -> Likelihood:
-    found: Likelihood = request.param.of_network(nn.Identity())
-    return found
+    kind: type[Likelihood] = request.param
+    build, _ = OTHERS.get(kind.kind, (lambda: kind.of_network(nn.Identity()), NUM_OUTPUTS))
+    return build().double()
 
 
-def logits_of(*shape: int) -> Tensor:
-    return torch.randn(*shape, NUM_OUTPUTS, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+def logits_of(likelihood: Likelihood, *shape: int) -> Tensor:
+    _, num_outputs = OTHERS.get(likelihood.kind, (None, NUM_OUTPUTS))
+    return torch.randn(*shape, num_outputs, generator=torch.Generator().manual_seed(3), dtype=torch.double)
 
 
 def labels_for(likelihood: Likelihood, logits: Tensor) -> Tensor:
@@ -40,8 +46,9 @@ def labels_for(likelihood: Likelihood, logits: Tensor) -> Tensor:
 
 @KINDS
 def test_it_is_made_again_from_its_settings(likelihood: Likelihood) -> None:
-    again = type(likelihood).from_settings(nn.Identity(), likelihood.settings())
-    logits = logits_of(NUM_ROWS)
+    again = type(likelihood).from_settings(nn.Identity(), likelihood.settings()).double()
+    again.load_state_dict(likelihood.state_dict())
+    logits = logits_of(likelihood, NUM_ROWS)
     labels = labels_for(likelihood, logits)
     assert torch.equal(again.log_density(logits, labels), likelihood.log_density(logits, labels))
     assert again.settings() == likelihood.settings()
@@ -49,7 +56,7 @@ def test_it_is_made_again_from_its_settings(likelihood: Likelihood) -> None:
 
 @KINDS
 def test_the_sites_hold_the_mean_density(likelihood: Likelihood) -> None:
-    logits = logits_of(NUM_ROWS)
+    logits = logits_of(likelihood, NUM_ROWS)
     drawn = poutine.trace(likelihood).get_trace(logits, None).nodes["y"]["value"]
     trace = poutine.trace(likelihood).get_trace(logits, drawn)
     density = likelihood.log_density(logits, drawn)
@@ -63,7 +70,7 @@ def test_the_sites_hold_the_mean_density(likelihood: Likelihood) -> None:
 
 def mean_score(likelihood: Likelihood) -> Tensor:
     """Deviations from 0 of the mean gradient of the log density at labels of its own, in standard errors."""
-    logits = logits_of(1).expand(20_000, NUM_OUTPUTS).clone().requires_grad_()
+    logits = logits_of(likelihood, 1).expand(20_000, -1).clone().requires_grad_()
     labels = labels_for(likelihood, logits.detach())
     (score,) = torch.autograd.grad(likelihood.log_density(logits, labels).sum(), logits)
     return deviation(score, 0.0)
@@ -89,7 +96,7 @@ def test_a_density_without_its_norm_is_seen() -> None:
 
 @KINDS
 def test_labels_of_other_rows_are_refused(likelihood: Likelihood) -> None:
-    logits = logits_of(NUM_ROWS + 1)
+    logits = logits_of(likelihood, NUM_ROWS + 1)
     labels = labels_for(likelihood, logits)
     with pytest.raises(LikelihoodError, match="labels"):
         likelihood.checked_labels(logits[:-1], labels)
@@ -97,12 +104,12 @@ def test_labels_of_other_rows_are_refused(likelihood: Likelihood) -> None:
 
 @KINDS
 def test_what_is_predicted(likelihood: Likelihood) -> None:
-    logits = logits_of(4, NUM_ROWS)
+    logits = logits_of(likelihood, 4, NUM_ROWS)
     labels = labels_for(likelihood, logits[0])
     prediction = likelihood.prediction(logits, labels)
     metrics = likelihood.metrics(prediction)
     # The predictive averages densities over draws, not their logarithms.
-    densities = likelihood.log_density(logits, labels).exp().mean(0)
+    densities = likelihood.log_density(logits, labels).detach().exp().mean(0)
     assert metrics["nll"] == pytest.approx(-float(densities.log().mean()))
     torch.testing.assert_close(likelihood.log_predictive_density(logits, labels), densities.log())
     assert likelihood.metrics(likelihood.of_summary(likelihood.summary(prediction), labels)) == pytest.approx(metrics)
@@ -111,7 +118,10 @@ def test_what_is_predicted(likelihood: Likelihood) -> None:
 
 @KINDS
 def test_it_trains_and_predicts(likelihood: Likelihood, tmp_path: Path) -> None:
-    model = BayesianLoRA(build_network(), bl.MonteCLoRAConfig(), likelihood)
+    torch.manual_seed(0)
+    bert = build_bert(num_labels=OTHERS.get(likelihood.kind, (None, NUM_OUTPUTS))[1])
+    network = peft.get_peft_model(bert, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])).double()
+    model = BayesianLoRA(network, bl.MonteCLoRAConfig(), likelihood)
     guide = MonteCLoRAGuide(model)
     batch: dict[str, Any] = make_batch()
     batch["labels"] = poutine.trace(model).get_trace(**{**batch, "labels": None}).nodes["y"]["value"].detach()

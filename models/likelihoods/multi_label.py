@@ -1,0 +1,79 @@
+"""Any number of labels for each row."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import pyro.distributions as dist
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor, nn
+
+from bayes_lora.errors import LikelihoodError
+from bayes_lora.metrics.multi_label import MultiLabelPrediction
+from bayes_lora.models.likelihoods.likelihood import Likelihood
+from bayes_lora.models.likelihoods.words import Words
+
+
+class MultiLabel(Likelihood):
+    """``y_il ~ Bernoulli(sigmoid(logits_il))``, independent over labels l, in the plate `data`, scaled by 1/batch size.
+
+    The negative log-likelihood is the mean over rows of the sum over labels; the loss of transformers is the mean over
+    both, and so smaller by the number of labels.
+    """
+
+    kind = "multi_label"
+
+    @classmethod
+    def of_network(cls, network: nn.Module) -> Self:
+        """Of any number of outputs, each a label.
+
+        Raises:
+            LikelihoodError: a problem type other than multi-label classification.
+        """
+        problem = getattr(getattr(network, "config", None), "problem_type", None)
+        if problem not in (None, "multi_label_classification"):
+            raise LikelihoodError(
+                f"the network has problem_type={problem!r}; several labels for a row are 'multi_label_classification'. "
+                "Set network.config.problem_type accordingly."
+            )
+        return cls()
+
+    @classmethod
+    def words(cls, settings: Mapping[str, Any]) -> Words:
+        """Labels, each with its own probability."""
+        return Words(
+            answer="any number of labels",
+            label="label",
+            shown=(
+                "prediction.mean_probs)  # (example, label)",
+                "prediction.mutual_information)  # (example, label), nats: how far the draws disagree",
+            ),
+            point="network(**batch).logits.sigmoid())",
+        )
+
+    def checked_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(example, label), 0 or 1, of the logits' type.
+
+        Raises:
+            LikelihoodError: not one 0 or 1 for each label of each row.
+        """
+        if labels.shape != logits.shape:
+            raise LikelihoodError(
+                f"the labels have shape {tuple(labels.shape)}, the network's outputs {tuple(logits.shape)}. Pass a 0 "
+                "or a 1 for each label of each row (multi-hot)."
+            )
+        # On an accelerator this look would stall every step; there the data sets are checked when they are read.
+        if labels.device.type == "cpu" and not ((labels == 0) | (labels == 1)).all():
+            raise LikelihoodError("labels must be 0 or 1, one for each label of each row (multi-hot).")
+        return labels.to(logits.dtype)
+
+    def distribution(self, logits: Tensor) -> TorchDistributionMixin:
+        """Bernoulli for each label."""
+        return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
+
+    def prediction(self, logits: Tensor, labels: Tensor | None) -> MultiLabelPrediction:
+        """The labels' probabilities under every draw."""
+        return MultiLabelPrediction(logits, None if labels is None else labels.reshape(logits.shape[1:]))
+
+    def metrics(self, prediction: Any) -> dict[str, float]:
+        """See `MultiLabelPrediction.metrics`."""
+        return prediction.metrics()  # type: ignore[no-any-return]

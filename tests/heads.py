@@ -1,0 +1,75 @@
+"""Every likelihood on a small network, with rows whose labels are its own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import torch
+from torch import Tensor, nn
+
+import bayes_lora as bl
+from bayes_lora.inference import MonteCLoRAGuide
+from bayes_lora.models import (
+    BayesianLoRA,
+    Classification,
+    GaussianRegression,
+    Likelihood,
+    MultiLabel,
+    Ordinal,
+    StudentTRegression,
+)
+from tests.networks import build_bert
+
+Pair = tuple[BayesianLoRA, MonteCLoRAGuide]
+
+# Likelihoods, and how many outputs their networks have.
+HEADS: dict[str, tuple[Callable[[], Likelihood], int]] = {
+    "classification": (Classification, 3),
+    "known noise": (lambda: GaussianRegression(0.3), 2),
+    "learned noise": (lambda: GaussianRegression(0.7, learned=True, num_outputs=2), 2),
+    "Student's t": (lambda: StudentTRegression(0.7, 5.0, learned=True, num_outputs=2), 2),
+    "one output": (lambda: GaussianRegression(learned=True), 1),
+    "multi-label": (MultiLabel, 3),
+    "ordinal": (lambda: Ordinal(4), 1),
+}
+
+
+def build(name: str, seed: int = 0, **config: Any) -> Pair:
+    """Model and guide; B is not zero, so that A matters, and the likelihood is away from its start."""
+    likelihood, num_outputs = HEADS[name]
+    torch.manual_seed(seed)
+    options = {"task_type": "SEQ_CLS", "r": 4, "target_modules": ["query", "value"]}
+    network = peft.get_peft_model(build_bert(num_labels=num_outputs), peft.LoraConfig(**options)).double()
+    for parameter_name, parameter in network.named_parameters():
+        if "lora_B" in parameter_name:
+            nn.init.normal_(parameter, std=0.3)
+    settings: dict[str, Any] = {"objective": "elbo", "num_train_examples": 24, "sample_scale": 0.2} | config
+    model = BayesianLoRA(network, bl.MonteCLoRAConfig(**settings), likelihood().double())
+    with torch.no_grad():
+        for parameter in model.likelihood.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, MonteCLoRAGuide(model)
+
+
+def labels_of(name: str, count: int) -> Tensor:
+    """Labels of rows, as batches have them."""
+    _, num_outputs = HEADS[name]
+    generator = torch.Generator().manual_seed(5)
+    if name == "classification":
+        return torch.randint(0, num_outputs, (count,), generator=generator)
+    if name == "ordinal":
+        return torch.randint(0, 4, (count,), generator=generator)
+    if name == "multi-label":
+        return torch.randint(0, 2, (count, num_outputs), generator=generator)
+    values = torch.randn(count, num_outputs, generator=generator, dtype=torch.double)
+    return values.squeeze(-1) if num_outputs == 1 else values
+
+
+def rows_of(name: str, count: int = 24) -> list[dict[str, Any]]:
+    """Rows of six tokens with labels, as a data set has them."""
+    tokens = torch.randint(1, 50, (count, 6), generator=torch.Generator().manual_seed(1))
+    labels = labels_of(name, count)
+    return [
+        {"input_ids": row.tolist(), "attention_mask": [1] * 6, "labels": label.tolist()}
+        for row, label in zip(tokens, labels, strict=True)
+    ]
