@@ -21,12 +21,10 @@ class MultiLabelPrediction:
     Attributes:
         logits: (sample, example, label).
         labels: (example, label), 0 or 1, where the rows had labels, else None.
-        block_size: see `Prediction`.
     """
 
     logits: Tensor
     labels: Tensor | None
-    block_size: int = 1
 
     @cached_property
     def probs(self) -> Tensor:

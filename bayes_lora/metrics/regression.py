@@ -30,14 +30,12 @@ class RegressionPrediction:
         labels: (example, output) where the rows had labels, else None.
         noise_scale: sigma, (output,), in units of the labels.
         degrees_of_freedom: nu of Student's t; None is a Gaussian.
-        block_size: see `Prediction`.
     """
 
     logits: Tensor
     labels: Tensor | None
     noise_scale: Tensor
     degrees_of_freedom: float | None = None
-    block_size: int = 1
 
     @cached_property
     def mean(self) -> Tensor:

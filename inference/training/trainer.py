@@ -44,7 +44,7 @@ class SVITrainer(SavingTrainer):
         weight_decay_of: see `FitOptions`.
         phase: "joint" trains network and guide; "posterior" the guide alone, around the network as it is (post hoc).
         num_samples: posterior draws of an evaluation, seeded with `args.seed`; or "auto".
-        draws: antithetic or independent ones, see `predict`.
+        draws: how they belong together, see `predict`.
         scale_schedule: moves the model's `sample_scale` during training; None leaves it alone.
         compute_metrics: more metrics, of an EvalPrediction as any Trainer gives it.
         kwargs: the Trainer's own: data_collator, train_dataset, eval_dataset, callbacks and so on.
