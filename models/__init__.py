@@ -7,6 +7,7 @@ from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
 from bayes_lora.models.likelihoods.multi_label import MultiLabel
 from bayes_lora.models.likelihoods.ordinal import Ordinal
 from bayes_lora.models.likelihoods.student_t_regression import StudentTRegression
+from bayes_lora.models.likelihoods.token_classification import TokenClassification
 
 __all__ = [
     "BayesianLoRA",
@@ -16,5 +17,6 @@ __all__ = [
     "MultiLabel",
     "Ordinal",
     "StudentTRegression",
+    "TokenClassification",
     "network_logits",
 ]

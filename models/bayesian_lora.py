@@ -45,7 +45,7 @@ class BayesianLoRA(nn.Module):
     the paper's formulation the prior of S does not depend on Sigma: pi and Sigma shape the noise of the guide, and
     the data inform them through that noise alone.
 
-    The network's LoRA-A Linears are replaced in place; its parameters and state-dict keys stay what they are, and
+    The network's LoRA-A modules are replaced in place; its parameters and state-dict keys stay what they are, and
     any forward pass not started here, such as ``network(**batch)``, is the plain PEFT model at the mean.
     `bayes_lora.adapters.unwrap` takes the replacement back.
 
@@ -236,7 +236,7 @@ class BayesianLoRA(nn.Module):
         """
         self._check_adapters()
         before = [linear.draw for linear in self._linears]
-        means = [linear.weight for linear in self._linears]
+        means = [linear.weight.flatten(1) for linear in self._linears]
         # One unbind per group: picking adapters one by one would cost a full-size gradient for each.
         noises = [noise for group in perturbations for noise in group.unbind(-3)]
         # In one call for all adapters, not in each one's forward pass.

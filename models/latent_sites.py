@@ -120,7 +120,7 @@ class LatentSites:
     def means(self, group: AdapterGroup) -> Tensor:
         """mu of the group's adapters, by column: (adapter, column, rank)."""
         like = self.example
-        return torch.stack([adapter.linear.weight.to(like) for adapter in self.adapters[group.start : group.stop]]).mT
+        return torch.stack([adapter.mean.to(like) for adapter in self.adapters[group.start : group.stop]]).mT
 
     def weights(self, concentration: Tensor) -> dist.Dirichlet:
         """Dirichlet of pi, given its concentration (adapter, component)."""

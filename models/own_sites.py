@@ -1,6 +1,7 @@
 """A callable in place of a likelihood."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -19,10 +20,9 @@ class OwnSites(Classification):
         super().__init__()
         self.opens = opens
 
-    @property
-    def counts_rows(self) -> bool:
+    def num_observations_in(self, dataset: Any) -> int | None:
         """Nobody knows what the callable weighs its observations by."""
-        return False
+        return None
 
     def forward(self, logits: Tensor, labels: Tensor | None) -> None:
         """Open what the callable opens."""

@@ -6,6 +6,7 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor, nn
+from transformers import BertForTokenClassification
 
 import bayes_lora as bl
 from bayes_lora.inference import MonteCLoRAGuide
@@ -17,6 +18,7 @@ from bayes_lora.models import (
     MultiLabel,
     Ordinal,
     StudentTRegression,
+    TokenClassification,
 )
 from tests.networks import build_bert
 
@@ -31,24 +33,33 @@ HEADS: dict[str, tuple[Callable[[], Likelihood], int]] = {
     "one output": (lambda: GaussianRegression(learned=True), 1),
     "multi-label": (MultiLabel, 3),
     "ordinal": (lambda: Ordinal(4), 1),
+    "tokens": (lambda: TokenClassification(("O", "B-x", "I-x")), 3),
 }
 
 
 def build(name: str, seed: int = 0, **config: Any) -> Pair:
     """Model and guide; B is not zero, so that A matters, and the likelihood is away from its start."""
-    likelihood, num_outputs = HEADS[name]
+    likelihood, _ = HEADS[name]
     torch.manual_seed(seed)
-    options = {"task_type": "SEQ_CLS", "r": 4, "target_modules": ["query", "value"]}
-    network = peft.get_peft_model(build_bert(num_labels=num_outputs), peft.LoraConfig(**options)).double()
+    bert = build_base(name)
+    options = {"r": 4, "target_modules": ["query", "value"]}
+    kind = "TOKEN_CLS" if name == "tokens" else "SEQ_CLS"
+    network = peft.get_peft_model(bert, peft.LoraConfig(task_type=kind, **options)).double()
     for parameter_name, parameter in network.named_parameters():
         if "lora_B" in parameter_name:
             nn.init.normal_(parameter, std=0.3)
-    settings: dict[str, Any] = {"objective": "elbo", "num_train_examples": 24, "sample_scale": 0.2} | config
+    settings: dict[str, Any] = {"objective": "elbo", "num_train_examples": None, "sample_scale": 0.2} | config
     model = BayesianLoRA(network, bl.MonteCLoRAConfig(**settings), likelihood().double())
     with torch.no_grad():
         for parameter in model.likelihood.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model, MonteCLoRAGuide(model)
+
+
+def build_base(name: str) -> Any:
+    """The base network with a new head."""
+    bert = build_bert(num_labels=HEADS[name][1])
+    return BertForTokenClassification(bert.config) if name == "tokens" else bert
 
 
 def labels_of(name: str, count: int) -> Tensor:
@@ -59,6 +70,10 @@ def labels_of(name: str, count: int) -> Tensor:
         return torch.randint(0, num_outputs, (count,), generator=generator)
     if name == "ordinal":
         return torch.randint(0, 4, (count,), generator=generator)
+    if name == "tokens":  # of six, the first and the last have none
+        labels = torch.randint(0, num_outputs, (count, 6), generator=generator)
+        labels[:, 0], labels[:, -1] = -100, -100
+        return labels
     if name == "multi-label":
         return torch.randint(0, 2, (count, num_outputs), generator=generator)
     values = torch.randn(count, num_outputs, generator=generator, dtype=torch.double)

@@ -38,13 +38,15 @@ def build_bert(num_layers: int = 2, num_labels: int = 3, dropout: float = 0.0) -
 def build_network(
     *, seed: int = 0, num_layers: int = 2, dtype: torch.dtype = torch.float64, dropout: float = 0.0, **lora: Any
 ) -> peft.PeftModel:
-    """That BERT in float64 with LoRA; B is not zero, so that A matters."""
+    """That BERT in float64 with LoRA; B is not zero, so that A matters, and with DoRA neither are outputs small."""
     torch.manual_seed(seed)
     options = {"task_type": "SEQ_CLS", "r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]} | lora
     network = peft.get_peft_model(build_bert(num_layers, dropout=dropout), peft.LoraConfig(**options)).to(dtype)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
+        if "lora_magnitude_vector" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 2.0)
     return network.eval()
 
 

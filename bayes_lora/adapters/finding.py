@@ -4,42 +4,47 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from peft.tuners.lora.layer import Conv1d, Conv2d, Conv3d, Embedding, LoraLayer, MultiheadAttention, ParamWrapper
+from peft.tuners.lora.dora import DoraLinearLayer
+from peft.tuners.lora.layer import Embedding, LoraLayer, MultiheadAttention, ParamWrapper
+from peft.tuners.lora.variants import DoraLinearVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
+from bayes_lora.adapters.dora import perturb_dora, require_norm, restore_dora
 from bayes_lora.adapters.fused import fuse, unfuse
 from bayes_lora.adapters.initialization import require_repeatable
-from bayes_lora.adapters.perturbation import NoiseState, PerturbedLinear
+from bayes_lora.adapters.perturbation import PERTURBED, LinearMap, NoiseState, Perturbed
 from bayes_lora.adapters.placement import keep_layout, release_layout, require_loaded, require_whole
 from bayes_lora.errors import AdapterError, UnsupportedAdapterError
 
 # Known to call the LoRA-A module. By name, so that bitsandbytes is not imported where it is not in use.
 _SUPPORTED_LAYERS = (
     "peft.tuners.lora.layer.Linear",
+    "peft.tuners.lora.layer.Conv1d",
+    "peft.tuners.lora.layer.Conv2d",
+    "peft.tuners.lora.layer.Conv3d",
     "peft.tuners.lora.bnb.Linear8bitLt",
     "peft.tuners.lora.bnb.Linear4bit",
     "bayes_lora.adapters.fused.FusedLoraLinear",
 )
 _REFUSED_LAYERS = (
-    ((ParamWrapper,), "it adapts a bare parameter (target_parameters)"),
-    ((MultiheadAttention,), "torch's MultiheadAttention uses the merged weight, not the LoRA-A module"),
-    ((Embedding,), "an embedding looks LoRA-A up by token instead of multiplying with it"),
-    ((Conv1d, Conv2d, Conv3d), "a convolution's LoRA-A is not a matrix"),
+    (ParamWrapper, "it adapts a bare parameter (target_parameters)"),
+    (MultiheadAttention, "torch's MultiheadAttention uses the merged weight, not the LoRA-A module"),
+    (Embedding, "it looks LoRA-A, a bare parameter, up by token and has no module that multiplies with it"),
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One LoRA-A matrix: `layer.lora_A[key]`, of shape (rank, in_features)."""
+    """One LoRA-A matrix, (rank, in_features): the weight of `layer.lora_A[key]`."""
 
     name: str
     layer: LoraLayer
     key: str
 
     @property
-    def linear(self) -> nn.Linear:
-        """The Linear that holds mu as its weight."""
+    def linear(self) -> LinearMap:
+        """The linear map that holds mu as its weight, of a convolution as (rank, channels, *kernel)."""
         return self.layer.lora_A[self.key]  # type: ignore[no-any-return]
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -49,11 +54,16 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        return self.linear.out_features
+        return self.linear.weight.shape[0]
 
     @property
     def in_features(self) -> int:
-        return self.linear.in_features
+        return self.linear.weight.shape[1:].numel()
+
+    @property
+    def mean(self) -> Tensor:
+        """mu, (rank, in_features)."""
+        return self.linear.weight.flatten(1)
 
 
 def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
@@ -65,8 +75,8 @@ def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
 
     Raises:
         AdapterError: none found, or merged, disabled, or already Bayesian adapters, or weights without values.
-        UnsupportedAdapterError: DoRA and other variants, layers whose LoRA-A is not a plain Linear, sharded weights,
-            base weights rewritten beyond repeating, and a network inside torch.compile's wrapper.
+        UnsupportedAdapterError: variants of LoRA besides DoRA, layers whose LoRA-A is not a plain Linear, sharded
+            weights, base weights rewritten beyond repeating, and a network inside torch.compile's wrapper.
     """
     adapters = tuple(sorted(_active_adapters(network), key=lambda adapter: (adapter.rank, adapter.in_features)))
     if not adapters:
@@ -108,21 +118,22 @@ def _active_adapters(network: nn.Module) -> Iterator[Adapter]:
 
 
 def _check_layer(name: str, layer: LoraLayer, network: nn.Module) -> None:
-    for kinds, reason in _REFUSED_LAYERS:
-        if isinstance(layer, kinds):
+    for refused, reason in _REFUSED_LAYERS:
+        if isinstance(layer, refused):
             raise UnsupportedAdapterError(
                 f"{name}: PEFT's {type(layer).__name__} adapter is not supported, since {reason}. {_remedy(network)}"
             )
     for key in layer.active_adapters:
-        if key in layer.lora_A and isinstance(layer.lora_A[key], nn.Linear):
+        if key in layer.lora_A and isinstance(layer.lora_A[key], LinearMap):
             require_whole(name, layer.lora_A[key])
     # Others may use the weight of lora_A without calling it, and so skip the noise.
     if not _is_supported(layer):
         kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
         raise UnsupportedAdapterError(
-            f"{name}: LoRA layers of type {kind} are not supported; only PEFT's lora.Linear, and its Linear8bitLt and "
-            "Linear4bit on bitsandbytes, are known to call the LoRA-A module. Leave the layer out of target_modules, "
-            "or load the base model without this kind of quantization, for example with BitsAndBytesConfig."
+            f"{name}: LoRA layers of type {kind} are not supported; only PEFT's lora.Linear, its Linear8bitLt and "
+            "Linear4bit on bitsandbytes, and lora.Conv1d to Conv3d, are known to call the LoRA-A module. Leave it out "
+            "of target_modules, or load the base model without this kind of quantization, for example with "
+            "BitsAndBytesConfig."
         )
     check_state(name, layer)
 
@@ -137,8 +148,8 @@ def _remedy(network: nn.Module) -> str:
         path.split(".")[-1] for path, of in network.named_modules() if isinstance(of, LoraLayer) and _is_supported(of)
     }
     if not found:
-        return "Adapt Linear layers only, in target_modules."
-    return f"Adapt Linear layers only, such as target_modules={sorted(found)}."
+        return "Adapt Linear and convolution layers only, in target_modules."
+    return f"Adapt Linear and convolution layers only, such as target_modules={sorted(found)}."
 
 
 def check_state(name: str, layer: LoraLayer) -> None:
@@ -151,47 +162,58 @@ def check_state(name: str, layer: LoraLayer) -> None:
 
 def _check_factor(name: str, layer: LoraLayer, key: str) -> None:
     variant = layer.lora_variant.get(key)
-    if variant is not None:
+    if variant is not None and type(variant) is not DoraLinearVariant:
         kind = type(variant).__name__.removesuffix("LinearVariant").removesuffix("Variant")
         raise UnsupportedAdapterError(
-            f"{name}: adapter {key!r} is a {kind} adapter, whose forward pass is not B A x. "
-            f"Use plain LoRA: drop use_dora, monteclora_config and the like from LoraConfig."
+            f"{name}: adapter {key!r} is a {kind} adapter; a posterior is over plain LoRA, or DoRA of Linear layers. "
+            "Drop monteclora_config, alora_invocation_tokens and the like from LoraConfig, or leave the layer out."
         )
     linear = layer.lora_A[key]
-    if isinstance(linear, PerturbedLinear):
+    if isinstance(linear, Perturbed):
         raise AdapterError(
             f"{name}: adapter {key!r} already belongs to a BayesianLoRA model. "
             "Call bayes_lora.adapters.unwrap(net) before building another."
         )
-    if type(linear) is not nn.Linear or "forward" in vars(linear):
+    _require_plain(name, f"LoRA-A of adapter {key!r}", linear, *PERTURBED)
+    if variant is not None:
+        require_norm(name, layer)
+        _require_plain(name, f"the magnitude of adapter {key!r}", layer.lora_magnitude_vector[key], DoraLinearLayer)
+
+
+def _require_plain(name: str, part: str, module: nn.Module, *kinds: type[nn.Module]) -> None:
+    replaced = "forward" in vars(module)
+    if type(module) not in kinds or replaced:
         raise UnsupportedAdapterError(
-            f"{name}: LoRA-A of adapter {key!r} is a {type(linear).__name__}"
-            f"{' with a replaced forward' if 'forward' in vars(linear) else ''}, not a plain torch.nn.Linear, "
-            "so the noise might be skipped. Build BayesianLoRA before hooks or wrappers are put on the network."
+            f"{name}: {part} is a {type(module).__name__}{' with a replaced forward' if replaced else ''}, not a plain "
+            f"{' or '.join(kind.__name__ for kind in kinds)}, so the noise might be skipped. Build BayesianLoRA before "
+            "hooks or wrappers are put on the network."
         )
 
 
 def perturb_linears(network: nn.Module, adapters: tuple[Adapter, ...]) -> NoiseState:
-    """Replace the Linear of every adapter by a `PerturbedLinear` that shares its weight; return the state they share.
+    """Replace the LoRA-A of every adapter by its `Perturbed` twin on the same weight; return the state they share.
 
     4-bit weights of the network keep the layout they have; see `bayes_lora.adapters.placement.keep_layout`.
     """
     keep_layout(network)
     noise_state = NoiseState()
     for adapter in adapters:
-        adapter.layer.lora_A[adapter.key] = PerturbedLinear(adapter.linear, noise_state, adapter.name)
+        plain = adapter.linear
+        adapter.layer.lora_A[adapter.key] = PERTURBED[type(plain)](plain, noise_state, adapter.name)
+        perturb_dora(adapter.layer, adapter.key)
         fuse(adapter.layer)
     return noise_state
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """Give the network its plain PEFT Linears back, in place, and return it. Weights stay where they are."""
+    """Give the network its plain PEFT modules back, in place, and return it. Weights stay where they are."""
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
             unfuse(layer)
+            restore_dora(layer)
             for key, linear in layer.lora_A.items():
-                if isinstance(linear, PerturbedLinear):
-                    layer.lora_A[key] = linear.to_linear()
+                if isinstance(linear, Perturbed):
+                    layer.lora_A[key] = linear.to_plain()
     release_layout(network)
     return network
 

@@ -6,15 +6,19 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
+from bayes_lora.adapters.dora import PerturbedDora, dora_gain
 from bayes_lora.adapters.perturbation import PerturbedLinear
 
 # Rows from which on B' is laid out anew: autograd then computes B's gradient as a wide product, (rank, out), and not as
 # a tall one, (out, rank), which takes two to three times as long; for few rows the copy costs more than that.
 _MANY_ROWS = 64
 
+# LoRA-A, base layer, LoRA-B, DoRA's magnitude and the scaling.
+Parts = tuple[PerturbedLinear, nn.Linear, nn.Linear, PerturbedDora | None, float]
+
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
-    """PEFT's `lora.Linear`, which under noise is `lora_product` with ``A = mu + P``.
+    """PEFT's `lora.Linear`, which under noise is `lora_product` with ``A = mu + P``, of DoRA with its gain.
 
     Without noise, and wherever anything is not plain (dropout in training, several adapters, quantized weights, hooks,
     torch.compile, arguments besides x), it is PEFT's own forward pass: at the mean the network gives bit for bit what
@@ -27,20 +31,23 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         found = None if args or kwargs else self._plain_parts(x)
         if found is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
-        factor, base, expand, scaling = found
+        factor, base, expand, magnitude, scaling = found
         draw = factor.active_draw()
         if draw is None or draw.dim() != 2:
             return super().forward(x)  # type: ignore[no-any-return]
         bias: Tensor | None = base.bias
+        gain = None
+        if magnitude is not None:
+            gain = dora_gain(magnitude.weight, base.weight, draw, expand.weight, scaling)
         if torch.is_autocast_enabled(x.device.type):
             lower = torch.get_autocast_dtype(x.device.type)
             bias = bias if bias is None else bias.to(lower)
             x, draw, wide, weight = (part.to(lower) for part in (x, draw, expand.weight, base.weight))
-            return lora_product(x, draw, wide, weight, bias, scaling)
-        return lora_product(x, draw, expand.weight, base.weight, bias, scaling)
+            return lora_product(x, draw, wide, weight, bias, scaling, gain)
+        return lora_product(x, draw, expand.weight, base.weight, bias, scaling, gain)
 
-    def _plain_parts(self, x: Tensor) -> tuple[PerturbedLinear, nn.Linear, nn.Linear, float] | None:
-        """LoRA-A, base layer, LoRA-B and scaling, if nothing but their product is to be computed."""
+    def _plain_parts(self, x: Tensor) -> Parts | None:
+        """What the output is made of, if it is nothing but their product."""
         active = self.active_adapters
         if len(active) != 1 or self.merged or self.disable_adapters or torch.compiler.is_compiling():
             return None
@@ -48,15 +55,17 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
         factor, expand, base = modules["lora_A"]._modules[key], modules["lora_B"]._modules[key], modules["base_layer"]
         if not (isinstance(factor, PerturbedLinear) and type(expand) is nn.Linear and type(base) is nn.Linear):
             return None
-        weights = (module._parameters["weight"] for module in (base, factor, expand))
+        magnitude = modules["lora_magnitude_vector"]._modules.get(key)
+        parts = [part for part in (base, factor, expand, magnitude) if part is not None]
+        weights = (part._parameters["weight"] for part in parts)
         plain = (
             not factor.noise_state.exact
             and (not self.training or type(modules["lora_dropout"]._modules[key]) is nn.Identity)
             and expand._parameters["bias"] is None
             and all(weight is not None and _is_of_one_type(weight, x) for weight in weights)
-            and not (_is_hooked(factor) or _is_hooked(expand) or _is_hooked(base))
+            and not any(_is_hooked(part) for part in parts)
         )
-        return (factor, base, expand, self.scaling[key]) if plain else None
+        return (factor, base, expand, magnitude, self.scaling[key]) if plain else None
 
 
 def _is_of_one_type(weight: Tensor, x: Tensor) -> bool:
@@ -89,11 +98,13 @@ def unfuse(layer: nn.Module) -> None:
         layer.__class__ = LoraLinear
 
 
-def lora_product(x: Tensor, a: Tensor, expand: Tensor, base: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
-    """``x W' + b + scaling (x A') B'``, with the second product accumulated onto the first in place.
+def lora_product(
+    x: Tensor, a: Tensor, expand: Tensor, base: Tensor, bias: Tensor | None, scaling: float, gain: Tensor | None = None
+) -> Tensor:
+    """``(x W' + scaling (x A') B') gain + b``, with the second product accumulated onto the first in place.
 
     PEFT scales the adapter's output and adds it to the base layer's in two more passes over the activations, and one
-    more backward.
+    more backward; for DoRA it takes the bias off and adds it again besides.
 
     Args:
         x: (..., in_features).
@@ -102,8 +113,12 @@ def lora_product(x: Tensor, a: Tensor, expand: Tensor, base: Tensor, bias: Tenso
         base: W, (out_features, in_features).
         bias: b, (out_features,), or None.
         scaling: lora_alpha / rank, as a rule.
+        gain: DoRA's, (out_features,), of single precision or better; none is 1.
     """
     rows = x.reshape(-1, x.shape[-1])
-    y = rows @ base.mT if bias is None else torch.addmm(bias, rows, base.mT)
+    y = rows @ base.mT if bias is None or gain is not None else torch.addmm(bias, rows, base.mT)
     wide = expand.mT.contiguous() if len(rows) >= _MANY_ROWS else expand.mT
-    return y.addmm_(rows @ a.mT, wide, alpha=scaling).view(*x.shape[:-1], y.shape[-1])
+    y.addmm_(rows @ a.mT, wide, alpha=scaling)
+    if gain is not None:
+        y = (y * gain if bias is None else torch.addcmul(bias, y, gain)).to(y.dtype)
+    return y.view(*x.shape[:-1], y.shape[-1])

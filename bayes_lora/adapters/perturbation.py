@@ -1,4 +1,4 @@
-"""The Linear that multiplies with the current draw of LoRA-A."""
+"""The linear map that has the current draw of LoRA-A as its weight."""
 
 import weakref
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from bayes_lora.errors import AdapterError, CheckpointingError
 
 @dataclass
 class NoiseState:
-    """Shared by all perturbed Linears of a network: on while its `BayesianLoRA` runs the forward pass.
+    """Shared by all perturbed modules of a network: on while its `BayesianLoRA` runs the forward pass.
 
     Attributes:
         on: whether a forward pass sees the noise.
@@ -72,19 +72,23 @@ class _Watch(torch.autograd.Function):
         return gradients[0], None
 
 
-class PerturbedLinear(nn.Linear):
-    """x -> x A' with A = mu + P the current draw: mu is the shared LoRA-A weight, P the noise.
+class Perturbed(nn.Module):
+    """A linear map that applies A = mu + P, the current draw: mu is the LoRA-A weight that it shares, P the noise.
 
     A has shape (rank, in_features), or (draw, rank, in_features): then the first dimension of x holds the rows of
     draw 0, then those of draw 1, and so on. It counts only while the noise is on, or inside a backward pass, where
-    gradient checkpointing computes the forward pass again; in any other call this is the plain Linear.
+    gradient checkpointing computes the forward pass again; in any other call this is the plain module.
+
+    Args:
+        source: the plain module.
+        noise_state: shared by all of a network.
+        name: the adapter's, for errors.
     """
 
-    def __init__(self, source: nn.Linear, noise_state: NoiseState, name: str) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = source.in_features, source.out_features
-        self.weight, self.bias = source.weight, source.bias
-        self.train(source.training)
+    weight: Tensor
+
+    def __init__(self, source: nn.Module, noise_state: NoiseState, name: str) -> None:
+        _take_over(self, source)
         self.noise_state = noise_state
         self.name = name
         self.draw: Tensor | None = None
@@ -112,31 +116,80 @@ class PerturbedLinear(nn.Linear):
         return draw
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.active_draw()
-        if weight is None:
-            return super().forward(x)
-        if weight.dim() == 2:
-            return linear(x, weight, self.bias)
-        num_draws, rows = weight.shape[0], self.noise_state.num_rows
+        draw = self.active_draw()
+        if draw is None:
+            return super().forward(x)  # type: ignore[no-any-return]
+        if draw.dim() == 2:
+            return self.product(x, draw)
+        rows = self.noise_state.num_rows
         if x.shape[0] != rows:
             raise AdapterError(
-                f"{self.name}: its input has {x.shape[0]} rows where {num_draws} stacked draws have {rows}, so rows "
+                f"{self.name}: its input has {x.shape[0]} rows where {len(draw)} stacked draws have {rows}, so rows "
                 "cannot be told apart by draw (the network reorders or merges them). Predict with draws_per_pass=1."
             )
-        grouped = x.reshape(num_draws, -1, x.shape[-1])
-        return (grouped @ weight.mT).reshape(*x.shape[:-1], weight.shape[-2])
+        return self.product(x.unflatten(0, (len(draw), -1)), draw).flatten(0, 1)
 
-    def to_linear(self) -> nn.Linear:
-        """A plain Linear on the same weight."""
-        plain = nn.Linear.__new__(nn.Linear)
-        nn.Module.__init__(plain)
-        plain.in_features, plain.out_features = self.in_features, self.out_features
-        plain.weight, plain.bias = self.weight, self.bias
-        return plain.train(self.training)
+    def product(self, x: Tensor, a: Tensor) -> Tensor:
+        """A x, of x ([draw,] row, ...) and A ([draw,] rank, in_features)."""
+        raise NotImplementedError
+
+    def to_plain(self) -> nn.Module:
+        """A plain module on the same weight."""
+        plain = next(kind for kind, perturbed in PERTURBED.items() if perturbed is type(self))
+        return _take_over(plain.__new__(plain), self)
 
     def __getstate__(self) -> dict[str, Any]:
         # The draw belongs to one forward pass and its graph: a copy or a file starts without it.
         return {**self.__dict__, "draw": None}
+
+
+class PerturbedLinear(Perturbed, nn.Linear):
+    """x -> x A'."""
+
+    def product(self, x: Tensor, a: Tensor) -> Tensor:
+        if a.dim() == 2:
+            return linear(x, a, self.bias)
+        return (x.flatten(1, -2) @ a.mT).reshape(*x.shape[:-1], a.shape[-2])
+
+
+class _PerturbedConv(Perturbed):
+    """A convolution: in_features are the channels of x times the size of the kernel, as its weight has them."""
+
+    def product(self, x: Tensor, a: Tensor) -> Tensor:
+        if a.dim() == 3:
+            return torch.stack([self.product(rows, one) for rows, one in zip(x, a, strict=True)])
+        convolved: Tensor = self._conv_forward(x, a.reshape(self.weight.shape), self.bias)  # type: ignore[operator]
+        return convolved
+
+
+class PerturbedConv1d(_PerturbedConv, nn.Conv1d):
+    """Over sequences."""
+
+
+class PerturbedConv2d(_PerturbedConv, nn.Conv2d):
+    """Over pictures."""
+
+
+class PerturbedConv3d(_PerturbedConv, nn.Conv3d):
+    """Over volumes."""
+
+
+LinearMap = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+PERTURBED: dict[type[nn.Module], type[Perturbed]] = {
+    nn.Linear: PerturbedLinear,
+    nn.Conv1d: PerturbedConv1d,
+    nn.Conv2d: PerturbedConv2d,
+    nn.Conv3d: PerturbedConv3d,
+}
+
+
+def _take_over(module: nn.Module, source: nn.Module) -> nn.Module:
+    """Give a new module the weight, the settings and the mode of another."""
+    nn.Module.__init__(module)
+    new, old = vars(module), vars(source)
+    new.update({name: old[name] for name in old.keys() - new.keys() - {"noise_state", "name", "draw"}})
+    module._parameters.update(source._parameters)
+    return module.train(source.training)
 
 
 def _in_backward() -> bool:

@@ -2,21 +2,26 @@
 
 from torch import nn
 
+from bayes_lora.adapters.perturbation import LinearMap
 from bayes_lora.errors import AdapterError, UnsupportedAdapterError
 
 # bitsandbytes' switch of a Linear4bit for the layout below; read by name, so that nothing has to be imported.
 _REPACKS = "support_avx512bf16_for_cpu"
 
 
-def require_whole(name: str, linear: nn.Linear) -> None:
-    """Raise unless the weight of a LoRA-A Linear is a plain parameter, whole and with values.
+def require_whole(name: str, linear: LinearMap) -> None:
+    """Raise unless the weight of a LoRA-A module is a plain parameter, whole and with values.
 
     Raises:
         AdapterError: it is on the meta device.
         UnsupportedAdapterError: it is sharded or flattened.
     """
     weight = linear.weight
-    if type(weight) is not nn.Parameter or weight.shape != (linear.out_features, linear.in_features):
+    if isinstance(linear, nn.Linear):
+        whole: tuple[int, ...] = (linear.out_features, linear.in_features)
+    else:
+        whole = (linear.out_channels, linear.in_channels // linear.groups, *linear.kernel_size)
+    if type(weight) is not nn.Parameter or weight.shape != whole:
         raise UnsupportedAdapterError(
             f"{name}: its LoRA-A is not one whole parameter but a {type(weight).__name__} of shape "
             f"{tuple(weight.shape)}: FSDP, fully_shard, tensor parallelism or ZeRO-3 has sharded it, and each process "

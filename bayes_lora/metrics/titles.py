@@ -43,6 +43,10 @@ _TITLES = {
     "micro_f1": Title("micro F1"),
     "macro_f1": Title("macro F1"),
     "macro_auroc": Title("macro AUROC"),
+    # Of tokens.
+    "entity_precision": Title("precision of entities"),
+    "entity_recall": Title("recall of entities"),
+    "entity_f1": Title("F1 of entities"),
     # Of grades.
     "mae": Title("mean distance of the grade"),
     "rps": Title("ranked probability score"),

@@ -84,9 +84,14 @@ def _full(case: Case) -> Turn:
     return _loop(network.parameters(), lambda: network(**batch).loss, case)
 
 
-def _lora(case: Case) -> Turn:
-    network, batch = lora_network(case), make_batch(case)
-    return _loop(network.parameters(), lambda: network(**batch).loss, case)
+def _peft(**options: Any) -> Build:
+    """PEFT's adapter on the network's own loss; `options` go to peft.LoraConfig."""
+
+    def build(case: Case) -> Turn:
+        network, batch = lora_network(case, **options), make_batch(case)
+        return _loop(network.parameters(), lambda: network(**batch).loss, case)
+
+    return build
 
 
 def _lora_fused(case: Case) -> Turn:
@@ -124,11 +129,11 @@ def posterior(network: Any, num_components: int = 4, **config: Any) -> tuple[Bay
     return model, MonteCLoRAGuide(model)
 
 
-def _bayesian(num_components: int = 4, elbo: type[ELBO] = ItemizedELBO, **config: Any) -> Build:
+def _bayesian(num_components: int = 4, elbo: type[ELBO] = ItemizedELBO, use_dora: bool = False, **config: Any) -> Build:
     """This library's objective in the same plain loop, with its terms as `fit` computes it, or by an ELBO of Pyro's."""
 
     def build(case: Case) -> Turn:
-        model, guide = posterior(lora_network(case), num_components, **config)
+        model, guide = posterior(lora_network(case, use_dora=use_dora), num_components, **config)
         batch, loss_of = make_batch(case), elbo()(model, guide)
         return _loop(loss_of.parameters(), lambda: loss_of(**batch), case)
 
@@ -178,7 +183,7 @@ def fitted(run: Callable[..., Any], case: Case) -> Turn:
 
 
 _TRAINING = (
-    Contender("lora", "PEFT LoRA", build=_lora),
+    Contender("lora", "PEFT LoRA", build=_peft()),
     Contender("lora_fused", "LoRA, fused layer", True, build=_lora_fused),
     Contender("peft_monteclora", "PEFT MonteCLoRA, N = 4", build=peft_monteclora(4), components=4),
     Contender("peft_monteclora_n8", "PEFT MonteCLoRA, N = 8", build=peft_monteclora(8), components=8),
@@ -198,6 +203,21 @@ _TRAINING = (
     Contender("full", "full fine-tuning", build=_full),
 )
 TRAINING = {contender.name: contender for contender in _TRAINING}
+
+_BESIDE = ("lora", "dora")
+DORA = (
+    TRAINING["lora"],
+    Contender("dora", "PEFT DoRA", build=_peft(use_dora=True)),
+    Contender("dora_paper", "bayes_lora, paper, DoRA", True, _BESIDE, build=_bayesian(use_dora=True), components=4),
+    Contender(
+        "dora_elbo",
+        "bayes_lora, elbo, DoRA",
+        True,
+        _BESIDE,
+        build=_bayesian(use_dora=True, objective="elbo"),
+        components=4,
+    ),
+)
 
 
 def over_components(counts: tuple[int, ...]) -> list[Contender]:

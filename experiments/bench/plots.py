@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from bayes_lora.experiments.bench.results import Record, Results
 from bayes_lora.experiments.bench.suites import SAMPLING
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart: one for each way, in every panel.
+# Okabe and Ito's colours, which colour-blind readers can tell apart: one for each way, in every panel;
+# DoRA's panel is its own.
 _COLOURS = {
     "lora": "#000000",
     "lora_fit": "#767676",
@@ -22,6 +23,9 @@ _COLOURS = {
     "paper_svi": "#CC79A7",
     "paper_fit": "#332288",
     "full": "#999933",
+    "dora": "#767676",
+    "dora_paper": "#0072B2",
+    "dora_elbo": "#009E73",
     SAMPLING: "#0072B2",
 }
 _FINE = (0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.2, 1.3, 1.5, 1.75, 2, 2.5, 3, 4)
@@ -37,6 +41,7 @@ def growth(results: Results) -> Figure:
         ("components", _named("components"), "N, components"),
         ("rank", _named("rank"), "rank"),
         ("adapters", _named("adapters"), "adapters"),
+        ("dora", _tokens, "tokens in a step of DoRA"),
         ("gpu", _tokens, "tokens in a step, RoBERTa-base's shape on a GPU"),
     ):
         records = [r for r in results.of(suite, "step") if "lora" in r.ratios]

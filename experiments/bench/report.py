@@ -40,6 +40,7 @@ TITLES = {
     "components": "One training step, over the number of components",
     "rank": "One training step, over the rank",
     "adapters": "One training step, over the number of adapters; sampling and KL alone",
+    "dora": "One training step of DoRA, over batch x tokens",
     "memory": "Memory of a training step",
     "draws": "A posterior draw",
     "predict": "Prediction under one draw, against a forward pass of the plain adapter",

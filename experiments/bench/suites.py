@@ -13,6 +13,7 @@ from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.bench.cases import Case, loaded_base
 from bayes_lora.experiments.bench.contenders import (
+    DORA,
     TRAINING,
     Contender,
     Entrant,
@@ -193,6 +194,12 @@ def _adapters(bench: Bench) -> list[Record]:
     return found
 
 
+def _dora(bench: Bench) -> list[Record]:
+    """A training step of DoRA, with a posterior and without, over batch x tokens."""
+    sizes = ((1, 8),) if bench.quick else ((1, 8), (8, 32), (16, 64))
+    return [record for size in sizes for record in _training(bench, "dora", bench.case(*size), DORA)]
+
+
 def _memory_of(bench: Bench, suite: str, case: Case, names: Sequence[str]) -> list[Record]:
     repeats = 1 if bench.quick else 3
     measured: dict[str, list[Memory]] = {name: [] for name in names}
@@ -309,6 +316,7 @@ SUITES: dict[str, Callable[[Bench], list[Record]]] = {
     "components": _components,
     "rank": _rank,
     "adapters": _adapters,
+    "dora": _dora,
     "memory": _memory,
     "draws": _draws,
     "predict": _predict,

@@ -82,6 +82,28 @@ class TaskFamily(ABC):
         """What is wrong with a task of these label names."""
         return None
 
+    def text_fault(self, text: Any) -> str | None:
+        """What a text must be, where this is none."""
+        return None if isinstance(text, str) else "it must be text"
+
+    def shown_text(self, text: Any) -> str:
+        """A text as a table shows it."""
+        return str(text)
+
+    def tokens(
+        self, tokenizer: Any, texts: Sequence[Sequence[Any]], labels: Sequence[Any] | None, limit: int
+    ) -> dict[str, Any]:
+        """The tokenizer's columns for the one or two texts of each row, and ``labels`` where they are given.
+
+        Args:
+            tokenizer: of the base model; of a pair, the longer text is cut first.
+            texts: one or two columns of texts.
+            labels: as the network learns them, or None.
+            limit: tokens after which a row is cut.
+        """
+        columns = dict(tokenizer(*texts, truncation="longest_first", max_length=limit, padding=False))
+        return columns if labels is None else {**columns, "labels": labels}
+
     def auto_class(self) -> Any:
         """transformers' Auto class that loads a base model with the head."""
         from transformers import AutoModelForSequenceClassification

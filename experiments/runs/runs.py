@@ -203,7 +203,8 @@ class _Prepared:
     def of(cls, config: RunConfig, rows: TaskRows, device: torch.device) -> "_Prepared":
         run = new_run(config, device)
         train = run.encode(rows.train)
-        run.model.likelihood.start_at(torch.tensor(train["labels"]))
+        if run.model.likelihood.state_dict():
+            run.model.likelihood.start_at(torch.tensor(train["labels"]))
         return cls(run, rows, train, run.encode(rows.validation))
 
 

@@ -49,7 +49,8 @@ def encode(
     # GPT-2's tokenizer sets nothing between the texts of a pair, which would run into each other.
     if len(texts) == 2 and tokenizer.num_special_tokens_to_add(pair=True) == 0:
         texts[1] = ["\n" + text for text in texts[1]]
-    columns = dict(tokenizer(*texts, truncation="longest_first", max_length=limit, padding=False))
+    labels = [row[task.label_column] for row in rows] if with_labels else None
+    columns = task.family.tokens(tokenizer, texts, labels, limit)
     empty = [number for number, tokens in enumerate(columns["input_ids"], start=1) if not len(tokens)]
     if empty:
         raise DataError(
@@ -57,6 +58,4 @@ def encode(
             f"and this tokenizer makes no token of it; {len(empty)} of {len(rows)} rows are like that. Leave them out, "
             "or write something there."
         )
-    if with_labels:
-        columns["labels"] = [row[task.label_column] for row in rows]
     return Dataset.from_dict(columns)

@@ -215,8 +215,9 @@ def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) 
                     " Name the columns with --text-columns and --label-column, or add it."
                 )
         for column in task.columns:
-            if not isinstance(row[column], str):
-                raise DataError(f"{where}, row {number}, column {column!r} holds {row[column]!r}: it must be text.")
+            fault = task.family.text_fault(row[column])
+            if fault is not None:
+                raise DataError(f"{where}, row {number}, column {column!r} holds {row[column]!r}: {fault}.")
         label = row[task.label_column] if labelled else None
         fault = task.family.label_fault(label, task.label_names) if labelled else None
         if fault is not None:

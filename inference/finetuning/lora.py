@@ -63,7 +63,7 @@ def add_lora(
     targets = lora_targets(network, options.targets)
     try:
         made = config(
-            task_type=peft.TaskType.SEQ_CLS,
+            task_type=_task_type(network),
             lora_alpha=options.alpha,
             lora_dropout=options.dropout,
             target_modules=targets,
@@ -77,6 +77,13 @@ def add_lora(
             f"({type(error).__name__}: {error}). Name other modules with --targets, such as 'attention'; the head and "
             "other new modules are trained in full and take none."
         ) from error
+
+
+def _task_type(network: nn.Module) -> str:
+    """Under which PEFT opens the network again: what its outputs are of."""
+    of_tokens = type(network).__name__.endswith("ForTokenClassification")
+    found: str = peft.TaskType.TOKEN_CLS if of_tokens else peft.TaskType.SEQ_CLS
+    return found
 
 
 def _trained_in_full(network: nn.Module, new_modules: Sequence[str]) -> list[str]:

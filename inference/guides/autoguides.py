@@ -189,7 +189,8 @@ class AutoAdapterGuide(AdapterGuide):
         for group in sites.groups:
             adapters = sites.adapters[group.start : group.stop]
             for adapter, value in zip(adapters, median[sites.column_site(group)], strict=True):
-                adapter.linear.weight.copy_(value.mT)
+                weight = adapter.linear.weight
+                weight.copy_(value.mT.reshape(weight.shape))
 
 
 # The autoguides that a saved posterior can name.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bayes_lora.errors import DataError
+from bayes_lora.labels import UNLABELLED
 from bayes_lora.metrics.prediction import Prediction
 
 Inputs = dict[str, Any]  # a batch on the network's device, without its labels
@@ -109,8 +110,19 @@ def collect_logits(
     if labels and len(labels) != len(logits):
         raise DataError("some batches have labels and some do not. Label all rows, or none.")
     most = max(map(len, logits))
-    whole = [drawn.repeat(most // len(drawn), 1, 1) if len(drawn) < most else drawn for drawn in logits]
+    whole = [of.repeat(most // len(of), *[1] * (of.dim() - 1)) if len(of) < most else of for of in logits]
+    if whole[0].dim() == 4:  # (sample, row, token, class): rows of tokens are as long as the longest of their batch
+        longest = max(of.shape[2] for of in whole)
+        whole = [_lengthened(of, 2, longest, 0) for of in whole]
+        labels = [_lengthened(of, 1, longest, UNLABELLED) for of in labels]
     return torch.cat(whole, dim=1), torch.cat(labels) if labels else None
+
+
+def _lengthened(part: Tensor, dim: int, length: int, value: int) -> Tensor:
+    """With `value` where a dimension had no entry."""
+    missing = list(part.shape)
+    missing[dim] = length - part.shape[dim]
+    return torch.cat([part, part.new_full(missing, value)], dim=dim) if missing[dim] else part
 
 
 def in_full_precision(logits: Tensor) -> Tensor:

@@ -29,7 +29,11 @@ from bayes_lora.models.likelihoods.words import Words
 
 # Where a card says to load the posterior from, until it is known under which name it is on the hub.
 _HERE = "path/to/this/folder"
-_PIPELINES = {"SEQ_CLS": "text-classification", "CAUSAL_LM": "text-generation"}
+_PIPELINES = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "CAUSAL_LM": "text-generation",
+}
 
 
 @dataclass(frozen=True)

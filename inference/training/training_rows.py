@@ -24,15 +24,15 @@ def count_training_rows(model: BayesianLoRA, dataset: Any) -> None:
     if config.objective != "elbo":
         return
     given = config.num_train_examples
-    if not model.likelihood.counts_rows or not hasattr(dataset, "__len__"):
+    found = model.likelihood.num_observations_in(dataset)
+    if found is None:
         if given is None:
-            why = "the dataset has no length" if model.likelihood.counts_rows else "the likelihood does not count rows"
+            why = "the likelihood cannot count them" if hasattr(dataset, "__len__") else "the dataset has no length"
             raise ConfigurationError(
                 f"objective='elbo' needs the number of training rows, and {why}. Give it: "
                 "MonteCLoRAConfig(..., num_train_examples=...), or model.set_num_train_examples(...)."
             )
         return
-    found = len(dataset)
     if given is None:
         model.set_num_train_examples(found)
     elif given != found:

@@ -45,9 +45,11 @@ class Likelihood(nn.Module, ABC):
 
     Attributes:
         kind: its name in files.
+        row_dims: dimensions of one row's logits: (output,), or more.
     """
 
     kind: ClassVar[str]
+    row_dims: ClassVar[int] = 1
 
     @classmethod
     @abstractmethod
@@ -95,10 +97,10 @@ class Likelihood(nn.Module, ABC):
         """What the mean of the loss, and ``num_train_examples``, count: rows, unless a row has several labels."""
         return len(labels)
 
-    @property
-    def counts_rows(self) -> bool:
-        """Whether that is the number of rows, so that those of a data set can be counted."""
-        return type(self).num_observations is Likelihood.num_observations
+    def num_observations_in(self, dataset: Any) -> int | None:
+        """The same of a whole data set; None where it cannot be counted: it has no length, or labels say too little."""
+        counts_rows = type(self).num_observations is Likelihood.num_observations
+        return len(dataset) if counts_rows and hasattr(dataset, "__len__") else None
 
     def log_density(self, logits: Tensor, labels: Tensor) -> Tensor:
         """log p(y_i | logits_i) of each row, (..., row), nats.
@@ -107,7 +109,7 @@ class Likelihood(nn.Module, ABC):
             logits: (..., row, output); what stands before the rows, such as draws, is kept.
             labels: as the batch has them, (row, ...).
         """
-        checked = self.checked_labels(logits.reshape(-1, *logits.shape[-2:])[0], labels)
+        checked = self.checked_labels(logits.reshape(-1, *logits.shape[-1 - self.row_dims :])[0], labels)
         return self.distribution(logits).log_prob(checked)  # type: ignore[no-any-return]
 
     @classmethod

@@ -122,7 +122,13 @@ def test_text_classifiers(name: str, tmp_path: Path) -> None:
     check(lambda: build_text(name), text_rows(name), lora, tmp_path / "posterior")
 
 
-def test_image_classifiers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("patches", [[], ["projection"]], ids=["attention", "and the convolution of the patches"])
+def test_image_classifiers(tmp_path: Path, patches: list[str]) -> None:
     # older transformers say query and value
-    lora = {"target_modules": ["q_proj", "v_proj", "query", "value"], "modules_to_save": ["classifier"]}
+    lora = {"target_modules": ["q_proj", "v_proj", "query", "value", *patches], "modules_to_save": ["classifier"]}
     check(build_vit, image_rows(), lora, tmp_path / "posterior")
+
+
+def test_dora(tmp_path: Path) -> None:
+    lora = {"target_modules": "all-linear", "task_type": "SEQ_CLS", "use_dora": True}
+    check(lambda: build_text("bert"), text_rows("bert"), lora, tmp_path / "posterior")

@@ -16,6 +16,7 @@ from torch.distributions import kl_divergence
 from torch.nn.functional import cross_entropy
 
 import bayes_lora as bl
+import bayes_lora.adapters.fused as fused
 from bayes_lora.adapters import unwrap
 from bayes_lora.inference import ItemizedELBO, MonteCLoRAGuide
 from bayes_lora.models import BayesianLoRA
@@ -61,6 +62,48 @@ def test_finite_differences(batch: Batch, objective: str, mixture: str, elbo: An
         assert parameter.grad is not None, name
         expected = derivative(loss, parameter, direction)
         assert (parameter.grad * direction).sum().item() == pytest.approx(expected, rel=1e-6), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_finite_differences_of_dora_with_its_norms_held(
+    batch: Batch, objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DoRA's gradient is by definition the one with its norms as constants; they do move with the parameters."""
+    network = build_network(num_layers=1, use_dora=True, target_modules=["query", "value", "output.dense"])
+    model, guide = build_pair(network, **OBJECTIVES[objective])
+
+    def loss() -> Tensor:
+        torch.manual_seed(5)
+        return ItemizedELBO().differentiable_loss(model, guide, **batch)
+
+    loss().backward()
+    wanted = ("lora_A", "lora_B", "magnitude", "scale_r4")
+    named = {**dict(model.named_parameters()), **dict(guide.named_parameters())}
+    checked = {name: p for name, p in named.items() if p.requires_grad and any(part in name for part in wanted)}
+    assert {part for part in wanted for name in checked if part in name} == set(wanted)
+
+    generator = torch.Generator().manual_seed(1)
+    directions = {n: torch.randn(p.shape, dtype=p.dtype, generator=generator) for n, p in checked.items()}
+    found = {n: float((p.grad * directions[n]).sum()) for n, p in checked.items() if p.grad is not None}
+
+    def derivatives() -> dict[str, float]:
+        return {name: derivative(loss, parameter, directions[name]) for name, parameter in checked.items()}
+
+    moving = derivatives()
+    norms: dict[int, Tensor] = {}
+
+    def held(magnitude: Tensor, weight: Tensor, draw: Tensor, expand: Tensor, scaling: float) -> Tensor:
+        norm = (weight + scaling * expand @ draw).detach().norm(dim=1)
+        return magnitude / norms.setdefault(id(weight), norm)
+
+    monkeypatch.setattr(fused, "dora_gain", held)
+    loss()
+    assert len(norms) == len(model.sites.adapters)
+    assert derivatives() == pytest.approx(found, rel=1e-6)
+    # Negative control: moving norms are seen in B's derivatives, though not in those of m, which is in no norm.
+    assert all(abs(moving[name] / found[name] - 1) > 0.01 for name in checked if "lora_B" in name)
+    magnitudes = {name: value for name, value in found.items() if "magnitude" in name}
+    assert {name: moving[name] for name in magnitudes} == pytest.approx(magnitudes, rel=1e-6)
 
 
 @cache

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import peft
+import pytest
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -122,8 +123,9 @@ def test_every_adapter_gets_its_own_noise(batch: Batch) -> None:
             torch.testing.assert_close(model.network_logits(batch), by_hand(**batch).logits)
 
 
-def test_wrapping_and_unwrapping_leave_the_network_as_it_was(batch: Batch) -> None:
-    network = build_network()
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_wrapping_and_unwrapping_leave_the_network_as_it_was(batch: Batch, use_dora: bool) -> None:
+    network = build_network(use_dora=use_dora)
     state, parameters = network.state_dict(), dict(network.named_parameters())
     plain, logits = copy.deepcopy(network), network(**batch).logits
     BayesianLoRA(network, CONFIG)

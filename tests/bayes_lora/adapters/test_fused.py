@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import bayes_lora.adapters.fused as fused
 from bayes_lora.adapters import find_adapters, unwrap
+from bayes_lora.adapters.dora import restore_dora
 from bayes_lora.adapters.fused import FusedLoraLinear, lora_product, unfuse
 from bayes_lora.inference import ItemizedELBO
 from tests.networks import Batch, build_network, build_pair
@@ -29,13 +30,14 @@ def gradients(*modules: nn.Module) -> dict[str, Tensor]:
 def loss_and_gradients(
     batch: Batch, *, plain: bool, network: Any, change: Callable[[Any], None] | None = None, **config: Any
 ) -> dict[str, Tensor]:
-    """Of one loss at one seed; `plain` gives the layers PEFT's forward pass back."""
+    """Of one loss at one seed; `plain` gives layers and magnitudes PEFT's forward pass back."""
     model, guide = build_pair(copy.deepcopy(network), **{"sample_scale": 0.3, "kl_weight": 0.01} | config)
     if change is not None:
         change(model.network)
     if plain:
         for adapter in model.sites.adapters:
             unfuse(adapter.layer)
+            restore_dora(adapter.layer)
     torch.manual_seed(0)
     loss = ItemizedELBO().differentiable_loss(model.train(), guide, **batch)
     loss.backward()
@@ -65,6 +67,15 @@ CASES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "embeddings trained": lambda: (_trained(build_network(), "embeddings"), {}),
     "base trained": lambda: (_trained(build_network(), "base_layer"), {}),
     "float32": lambda: (build_network(dtype=torch.float32), {}),
+    "DoRA": lambda: (build_network(use_dora=True), {}),
+    "DoRA, elbo": lambda: (
+        build_network(use_dora=True),
+        {"objective": "elbo", "num_train_examples": 9, "kl_weight": None},
+    ),
+    "DoRA, all linear": lambda: (build_network(use_dora=True, target_modules=["query", "key", "value", "dense"]), {}),
+    "DoRA, magnitude frozen": lambda: (_frozen(build_network(use_dora=True), "magnitude"), {}),
+    "DoRA, base trained": lambda: (_trained(build_network(use_dora=True), "base_layer"), {}),
+    "DoRA, float32": lambda: (build_network(use_dora=True, dtype=torch.float32), {}),
 }
 
 
@@ -91,25 +102,28 @@ def test_loss_and_gradients_are_those_of_peft(batch: Batch, monkeypatch: pytest.
     assert len(calls) == len(find_adapters(unwrap(network)))
     assert found.keys() == expected.keys()
     assert "scale_r4_unconstrained" in found
-    tolerance = 2e-5 if case == "float32" else 1e-10
+    tolerance = 2e-5 if "float32" in case else 1e-10
     for name, value in expected.items():
         assert (found[name] - value).abs().max() <= tolerance * value.abs().max().clamp_min(1e-3), name
 
 
 @pytest.mark.parametrize("many_rows", [1, 64])
+@pytest.mark.parametrize("with_gain", [True, False])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_the_product_written_out(monkeypatch: pytest.MonkeyPatch, with_bias: bool, many_rows: int) -> None:
+def test_the_product_written_out(
+    monkeypatch: pytest.MonkeyPatch, with_bias: bool, with_gain: bool, many_rows: int
+) -> None:
     monkeypatch.setattr(fused, "_MANY_ROWS", many_rows)
     torch.manual_seed(0)
     sizes = [(2, 3, 5), (2, 5), (4, 2), (4, 5)]
     x, a, expand, base = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes)
     bias = torch.randn(4, dtype=torch.float64, requires_grad=True) if with_bias else None
-    expected = x @ base.T + 0.7 * (x @ a.T) @ expand.T + (0 if bias is None else bias)
-    torch.testing.assert_close(lora_product(x, a, expand, base, bias, 0.7), expected, rtol=1e-12, atol=1e-12)
-    inputs = (x, a, expand, base) if bias is None else (x, a, expand, base, bias)
-    assert torch.autograd.gradcheck(
-        lambda x, a, expand, base, bias=None: lora_product(x, a, expand, base, bias, 0.7), inputs
-    )
+    gain = torch.randn(4, dtype=torch.float64, requires_grad=True) if with_gain else None
+    expected = x @ base.T + 0.7 * (x @ a.T) @ expand.T
+    expected = (expected if gain is None else gain * expected) + (0 if bias is None else bias)
+    inputs: Any = (x, a, expand, base, bias, 0.7, gain)
+    torch.testing.assert_close(lora_product(*inputs), expected, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(lora_product, inputs)
 
 
 def _hook(network: Any) -> None:
@@ -142,10 +156,11 @@ def _relative_error(found: dict[str, Tensor], exact: dict[str, Tensor], name: st
     return float((found[name].double() - exact[name]).norm() / exact[name].norm().clamp_min(1e-3))
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
 def test_under_autocast_it_is_as_close_to_the_exact_product_as_peft(
-    batch: Batch, monkeypatch: pytest.MonkeyPatch
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, use_dora: bool
 ) -> None:
-    network = build_network(dtype=torch.float32)
+    network = build_network(dtype=torch.float32, use_dora=use_dora)
     exact = {name: value.double() for name, value in loss_and_gradients(batch, plain=True, network=network).items()}
     calls = count(monkeypatch)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -44,8 +44,8 @@ def test_it_is_the_plain_linear_outside() -> None:
 def test_it_shares_the_weight() -> None:
     perturbed, plain = build_linear()
     assert perturbed.weight is plain.weight
-    assert perturbed.to_linear().weight is plain.weight
-    assert type(perturbed.to_linear()) is nn.Linear
+    assert perturbed.to_plain().weight is plain.weight
+    assert type(perturbed.to_plain()) is nn.Linear
     assert set(perturbed.state_dict()) == set(plain.state_dict())
 
 

@@ -35,12 +35,6 @@ def lora(network: nn.Module, **options: Any) -> Any:
     return peft.get_peft_model(network, peft.LoraConfig(r=2, **options))
 
 
-class Convolution(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Conv2d(3, 4, 3)
-
-
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -75,6 +69,11 @@ def monteclora() -> Any:
     )
 
 
+def alora() -> Any:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["query"], alora_invocation_tokens=[1])
+    return peft.inject_adapter_in_model(config, build_bert())
+
+
 def quantized(kind: Any) -> Any:
     """PEFT's layer for a quantization whose own library it does not need in order to be built."""
     layer = kind(nn.Linear(8, 4), "default", config=peft.LoraConfig(), r=2, lora_alpha=2)
@@ -106,6 +105,13 @@ def hooked() -> Any:
     return network
 
 
+def hooked_magnitude() -> Any:
+    network = build_network(use_dora=True)
+    magnitude = find_adapters(network)[0].layer.lora_magnitude_vector["default"]
+    magnitude.forward = magnitude.forward
+    return network
+
+
 def tied() -> Any:
     network = build_network()
     first, second = find_adapters(network)[:2]
@@ -134,17 +140,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[AdapterError], str]] = {
     ),
     "IA3": (ia3, AdapterError, r"no LoRA-A matrix found in PeftModel.*: its PEFT layers are Linear"),
     "AdaLoRA": (adalora, UNSUPPORTED, QUERY + r"LoRA layers of type peft\.tuners\.adalora\.layer\.SVDLinear"),
-    "DoRA": (lambda: build_network(use_dora=True), UNSUPPORTED, QUERY + r"adapter 'default' is a Dora .*use_dora"),
     "MonteCLoRA": (monteclora, UNSUPPORTED, QUERY + r"adapter 'default' is a Monteclora .*monteclora_config"),
+    "aLoRA": (
+        alora,
+        UNSUPPORTED,
+        QUERY + r"adapter 'default' is a ALora .*plain LoRA, or DoRA of Linear layers.*alora_invocation_tokens",
+    ),
+    "MiCA": (lambda: build_network(init_lora_weights="mica"), UNSUPPORTED, QUERY + r"adapter 'default' is a MiCA "),
+    "hooked magnitude": (
+        hooked_magnitude,
+        UNSUPPORTED,
+        QUERY + r"the magnitude of adapter 'default' is a DoraLinearLayer with a replaced forward, not a plain",
+    ),
     "Embedding": (
         lambda: build_network(target_modules=["word_embeddings"]),
         UNSUPPORTED,
-        r"word_embeddings: PEFT's Embedding adapter .* by token .*Adapt Linear layers only",
-    ),
-    "Conv2d": (
-        lambda: lora(Convolution(), target_modules=["mix"]),
-        UNSUPPORTED,
-        r"^mix: PEFT's Conv2d adapter .*is not a matrix",
+        r"word_embeddings: PEFT's Embedding adapter .* by token .*Adapt Linear and convolution layers only",
     ),
     "MultiheadAttention": (
         lambda: lora(Attention(), target_modules=["mix"]),

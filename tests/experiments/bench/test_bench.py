@@ -28,7 +28,7 @@ from tests.experiments.commands import run
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 COMMITTED = ROOT / "experiments" / "results" / "bench-cpu.json"
-SUITES = ["steps", "components", "rank", "adapters", "memory", "draws", "predict", "gradients"]
+SUITES = ["steps", "components", "rank", "adapters", "dora", "memory", "draws", "predict", "gradients"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,9 @@ def test_every_step_is_compared_with_lora(measured: tuple[Path, Any]) -> None:
     by_fit = results.find("steps", "paper_fit")
     assert by_fit is not None
     assert set(by_fit.ratios) == {"lora", "lora_fit"}
+    with_dora = results.find("dora", "dora_elbo")
+    assert with_dora is not None
+    assert set(with_dora.ratios) == {"lora", "dora"}
     more = results.find("components", "paper_n4")
     assert more is not None
     assert set(more.ratios) == {"lora", "paper_n1"}

@@ -38,6 +38,20 @@ def test_round_trip(tmp_path: Path, batch: Batch, config: dict[str, Any]) -> Non
     assert not any(module.training for module in loaded[0].modules())
 
 
+def test_dora_travels_with_its_magnitudes(tmp_path: Path, batch: Batch) -> None:
+    network = build_network(use_dora=True, target_modules=["query", "output.dense"], rank_pattern={"query": 2})
+    model, guide = build_pair(network, sample_scale=0.3)
+    save_posterior(model, guide, tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert sum("lora_magnitude_vector" in name for name in saved) == len(model.sites.adapters) == 6
+    loaded = load_posterior(build_base(), tmp_path / "run")
+    # The last bit of a matrix product depends on where its factors lie in memory.
+    torch.testing.assert_close(sample(*loaded, batch), sample(model, guide, batch), rtol=1e-12, atol=1e-15)
+    assert same(content(*loaded), content(model, guide))
+    alone = peft.PeftModel.from_pretrained(build_base(), tmp_path / "run").eval()
+    assert torch.equal(alone(**batch).logits, predict(model, guide, [batch], at_mean=True).logits[0])
+
+
 def test_the_head_travels_with_the_adapter(tmp_path: Path, batch: Batch) -> None:
     model, guide = build_saved(tmp_path / "run")
     base = build_base()

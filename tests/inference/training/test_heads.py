@@ -11,9 +11,8 @@ from torch import Tensor
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference import FitOptions, SVITrainer, fit, load_posterior, predict, save_posterior
 from bayes_lora.inference.storage.checkpoints import seal
-from tests.heads import HEADS, Pair, build, labels_of, rows_of
+from tests.heads import HEADS, Pair, build, build_base, labels_of, rows_of
 from tests.inference.training.test_trainer import arguments
-from tests.networks import build_bert
 
 EACH = pytest.mark.parametrize("name", HEADS)
 
@@ -42,9 +41,8 @@ def test_a_fit_learns_all_of_it_and_comes_back_from_its_files(name: str, tmp_pat
     after = learned(pair)
     # Query and value have biases that are not trained, and keys have no adapter: all that is trained has moved.
     assert [key for key, value in after.items() if torch.equal(value, before[key])] == []
-    _, num_outputs = HEADS[name]
     torch.manual_seed(0)
-    base: Any = build_bert(num_labels=num_outputs)
+    base = build_base(name)
     again = load_posterior(base.double(), save_posterior(*pair, tmp_path / "posterior"))
     assert again[0].likelihood.settings() == pair[0].likelihood.settings()
     asked: list[dict[str, Any]] = [{"num_samples": 4}, {"at_mean": True}]

@@ -14,7 +14,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForSequenceClassi
 
 import bayes_lora as bl
 from bayes_lora.adapters import unwrap
-from bayes_lora.errors import AdapterError, CheckpointingError, PosteriorFileError
+from bayes_lora.errors import AdapterError, CheckpointingError, PosteriorFileError, UnsupportedAdapterError
 from bayes_lora.inference import (
     FitOptions,
     ItemizedELBO,
@@ -69,9 +69,9 @@ def load(checkpoint: Path, kind: str | None) -> Any:
     return network
 
 
-def with_lora(base: Any) -> Any:
+def with_lora(base: Any, **options: Any) -> Any:
     torch.manual_seed(2)
-    lora = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj", "down_proj"])
+    lora = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj", "down_proj"], **options)
     network = peft.get_peft_model(base, lora)
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
@@ -119,6 +119,27 @@ def test_gradients_are_those_on_the_dequantized_base(checkpoint: Path, batch: Ba
         assert abs(silent["loss"] - expected["loss"]) > 1e2 * TOLERANCE
     original = loss_and_gradients(*pair(checkpoint, None), batch)
     assert distance(original, expected) > 1e3 * TOLERANCE  # so is the base before its quantization
+
+
+@pytest.mark.parametrize("kind", [kind for kind in QUANTIZED if kind != "int8"])
+def test_dora_has_the_norms_of_the_dequantized_base(checkpoint: Path, batch: Batch, kind: str) -> None:
+    base = load(checkpoint, kind)
+    dequantized = copy.deepcopy(base).dequantize().float()
+    found = build_pair(with_lora(base, use_dora=True), sample_scale=0.2)
+    expected = build_pair(with_lora(dequantized, use_dora=True), sample_scale=0.2)
+    assert distance(loss_and_gradients(*found, batch), loss_and_gradients(*expected, batch)) < TOLERANCE
+    together, one_by_one = (predict(*found, [batch], num_samples=4, draws_per_pass=draws).logits for draws in (None, 1))
+    torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_dora_of_8_bits_is_refused_on_the_cpu(checkpoint: Path, batch: Batch) -> None:
+    network = with_lora(load(checkpoint, "int8"), use_dora=True)
+    with pytest.raises(UnsupportedAdapterError, match=r"q_proj: DoRA on an 8-bit base .*load_in_4bit.*use_dora"):
+        build_pair(network)
+    # The reason: once this no longer fails, the refusal can go.
+    network(**batch)
+    with pytest.raises(AttributeError, match="NoneType"):
+        network(**batch)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from transformers import BertForTokenClassification, TrainingArguments
 
 import bayes_lora as bl
 from bayes_lora.errors import LikelihoodError
@@ -37,7 +37,8 @@ def likelihood(request: pytest.FixtureRequest) -> Likelihood:
 
 def logits_of(likelihood: Likelihood, *shape: int) -> Tensor:
     _, num_outputs = OTHERS.get(likelihood.kind, (None, NUM_OUTPUTS))
-    return torch.randn(*shape, num_outputs, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+    tokens = [4] * (likelihood.row_dims - 1)
+    return torch.randn(*shape, *tokens, num_outputs, generator=torch.Generator().manual_seed(3), dtype=torch.double)
 
 
 def labels_for(likelihood: Likelihood, logits: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def test_the_sites_hold_the_mean_density(likelihood: Likelihood) -> None:
 
 def mean_score(likelihood: Likelihood) -> Tensor:
     """Deviations from 0 of the mean gradient of the log density at labels of its own, in standard errors."""
-    logits = logits_of(likelihood, 1).expand(20_000, -1).clone().requires_grad_()
+    logits = logits_of(likelihood, 1).repeat(20_000, *[1] * likelihood.row_dims).requires_grad_()
     labels = labels_for(likelihood, logits.detach())
     (score,) = torch.autograd.grad(likelihood.log_density(logits, labels).sum(), logits)
     return deviation(score, 0.0)
@@ -110,7 +111,7 @@ def test_what_is_predicted(likelihood: Likelihood) -> None:
     metrics = likelihood.metrics(prediction)
     # The predictive averages densities over draws, not their logarithms.
     densities = likelihood.log_density(logits, labels).detach().exp().mean(0)
-    assert metrics["nll"] == pytest.approx(-float(densities.log().mean()))
+    assert metrics["nll"] == pytest.approx(-float(densities.log().sum()) / likelihood.num_observations(labels))
     torch.testing.assert_close(likelihood.log_predictive_density(logits, labels), densities.log())
     assert likelihood.metrics(likelihood.of_summary(likelihood.summary(prediction), labels)) == pytest.approx(metrics)
     assert likelihood.prediction(logits, None).labels is None
@@ -119,8 +120,10 @@ def test_what_is_predicted(likelihood: Likelihood) -> None:
 @KINDS
 def test_it_trains_and_predicts(likelihood: Likelihood, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    bert = build_bert(num_labels=OTHERS.get(likelihood.kind, (None, NUM_OUTPUTS))[1])
-    network = peft.get_peft_model(bert, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])).double()
+    bert: Any = build_bert(num_labels=OTHERS.get(likelihood.kind, (None, NUM_OUTPUTS))[1])
+    if likelihood.row_dims == 2:
+        bert = BertForTokenClassification(bert.config)
+    network = peft.get_peft_model(bert, peft.LoraConfig(target_modules=["query"])).double()
     model = BayesianLoRA(network, bl.MonteCLoRAConfig(), likelihood)
     guide = MonteCLoRAGuide(model)
     batch: dict[str, Any] = make_batch()

@@ -30,6 +30,7 @@ OF_TRANSFORMERS: dict[str, tuple[str, float, float]] = {
     "classification": ("single_label_classification", 1.0, 0.0),
     "known noise": ("regression", 2 / (2 * 0.3**2), 2 * math.log(0.3 * math.sqrt(2 * math.pi))),
     "multi-label": ("multi_label_classification", 3.0, 0.0),
+    "tokens": ("tokens", 1.0, 0.0),
 }
 
 
@@ -44,10 +45,12 @@ def test_without_noise_it_is_the_loss_of_transformers(name: str) -> None:
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with torch.enable_grad():
         logits = model(**{key: value for key, value in batch.items() if key != "labels"})
-        nll = -model.likelihood.log_density(logits, batch["labels"]).mean()
+        density = model.likelihood.log_density(logits, batch["labels"]).sum()
+        nll = -density / model.likelihood.num_observations(batch["labels"])
     own = torch.autograd.grad(nll, parameters, allow_unused=True)
     unwrap(network)
-    network.config.problem_type = problem
+    if problem != "tokens":
+        network.config.problem_type = problem
     labels = batch["labels"].double() if problem == "multi_label_classification" else batch["labels"]
     loss = network(**{**batch, "labels": labels}).loss
     theirs = torch.autograd.grad(loss, parameters, allow_unused=True)

@@ -1,0 +1,187 @@
+"""Token classification: a class for each word of a row, such as where names are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bayes_lora.errors import DataError
+from bayes_lora.experiments.families.family import TaskFamily, written
+from bayes_lora.experiments.rows.rows import Row
+from bayes_lora.labels import TO_PREDICT, UNLABELLED
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bayes_lora.models import Likelihood
+
+
+class TokenClassification(TaskFamily):
+    """A text is a list of words, its label that of their class ids; files of the user's own hold the classes' names.
+
+    In a CSV file both are text, with blanks between words and between classes. A word of several pieces has its class
+    at the first; of a row that is cut, the words left over have none.
+    """
+
+    name = "token_classification"
+    output_columns = ("label_names", "prediction", "probability", "mutual_information", "point_prediction")
+    table_note = "; mutual information (MI) in nats, of all words together"
+
+    def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":
+        """A categorical for each token."""
+        from bayes_lora.models import TokenClassification as Tokens
+
+        return Tokens(tuple(label_names))
+
+    def head(self, label_names: Sequence[str]) -> dict[str, Any]:
+        """One output for each class, with its name."""
+        return {
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {label: index for index, label in enumerate(label_names)},
+        }
+
+    def auto_class(self) -> Any:
+        """Of networks with a class for each token."""
+        from transformers import AutoModelForTokenClassification
+
+        return AutoModelForTokenClassification
+
+    def collate(self, tokenizer: Any) -> Any:
+        """Labels are padded as tokens are."""
+        from transformers import DataCollatorForTokenClassification
+
+        return DataCollatorForTokenClassification(tokenizer)
+
+    def check_names(self, label_names: Sequence[str]) -> str | None:
+        """At least two classes."""
+        if len(label_names) < 2:
+            return f"has the classes {tuple(label_names)}: token classification needs at least two classes"
+        return None
+
+    def text_fault(self, text: Any) -> str | None:
+        """Words."""
+        words = _split(text)
+        right = isinstance(words, list) and words and all(isinstance(word, str) for word in words)
+        return None if right else "it must be a list of words, or words with blanks between them"
+
+    def shown_text(self, text: Any) -> str:
+        """The words with blanks between them."""
+        return " ".join(_split(text))
+
+    def tokens(
+        self, tokenizer: Any, texts: Sequence[Sequence[Any]], labels: Sequence[Any] | None, limit: int
+    ) -> dict[str, Any]:
+        """Tokens of each row, with a label for every one: the word's at its first piece, -1 there where it is not
+        known, and -100 elsewhere.
+
+        Raises:
+            DataError: a text is a pair, or has another number of labels than of words.
+        """
+        if len(texts) != 1:
+            raise DataError("token classification reads one text, a list of words. Name one text column.")
+        words = [_split(text) for text in texts[0]]
+        columns = tokenizer(words, is_split_into_words=True, truncation=True, max_length=limit, padding=False)
+        found = []
+        for row, of_row in enumerate(words):
+            known = [TO_PREDICT] * len(of_row) if labels is None else labels[row]
+            if len(known) != len(of_row):
+                raise DataError(
+                    f"row {row + 1} has {len(of_row)} words and {len(known)} labels. Give one for each word."
+                )
+            places, before = [], None
+            for word in columns.word_ids(row):
+                places.append(UNLABELLED if word is None or word == before else known[word])
+                before = word
+            found.append(places)
+        return {**columns, "labels": found}
+
+    def describe(self, prediction: Any, index: int, label_names: Sequence[str]) -> Row:
+        """Of each word the class, its probability, and how far draws disagree on it; the words' classes where known."""
+        places = prediction.positions(index)
+        probs, known = prediction.mean_probs[index, places], {}
+        if prediction.labels is not None and (prediction.labels[index, places] >= 0).all():
+            known = {"label_names": [label_names[label] for label in prediction.labels[index, places].tolist()]}
+        return {
+            **known,
+            "prediction": [label_names[label] for label in probs.argmax(-1).tolist()],
+            "probability": probs.amax(-1).tolist(),
+            "mutual_information": prediction.mutual_information[index, places].tolist(),
+        }
+
+    def describe_point(self, point: Any, index: int, label_names: Sequence[str]) -> Row:
+        """The classes of the words."""
+        probs = point.mean_probs[index, point.positions(index)]
+        return {"point_prediction": [label_names[label] for label in probs.argmax(-1).tolist()]}
+
+    def cells(self, described: Row) -> dict[str, str]:
+        """The classes, the least probability of one, and the mutual information."""
+        return {
+            "prediction": " ".join(described["prediction"]),
+            "least prob.": f"{min(described['probability'], default=1.0):.3f}",
+            "MI": f"{sum(described['mutual_information']):.4f}",
+        }
+
+    def label_fault(self, label: Any, label_names: Sequence[str]) -> str | None:
+        """Class ids of the words."""
+        ids = range(len(label_names))
+        if isinstance(label, list) and all(type(one) is int and one in ids for one in label):
+            return None
+        return f"it must be a list of integers from 0 to {len(label_names) - 1} ({', '.join(label_names)})"
+
+    def read_label(self, written: Any, label_names: Sequence[str]) -> list[int]:
+        """The places of the words' names among those of the training rows."""
+        found = []
+        for name in _tags(written):
+            if name not in label_names:
+                raise DataError(
+                    f"class {name!r} is none that a training row has; they have {', '.join(label_names)}. Correct it, "
+                    "or add training rows with it."
+                )
+            found.append(list(label_names).index(name))
+        return found
+
+    def names_in(self, rows: Sequence[Row], column: str, path: Path) -> tuple[str, ...]:
+        """The classes that occur, "O" first.
+
+        Raises:
+            DataError: a row's labels are no list of names, or all words have one class.
+        """
+        found: set[str] = set()
+        for number, row in enumerate(rows, start=1):
+            label = written(row, column, number, path)
+            try:
+                found.update(_tags(label))
+            except DataError as error:
+                raise DataError(f"{path}, row {number}, column {column!r} holds {label!r}: {error}") from error
+        if len(found) < 2:
+            raise DataError(
+                f"{path}: column {column!r} holds one class only ({', '.join(found)}). Add rows of another class, or "
+                "name another --label-column."
+            )
+        return tuple(sorted(found, key=lambda name: (name != "O", name)))
+
+    def labels_of(self, rows: Sequence[Row], column: str, label_names: Sequence[str], *, by_name: bool) -> Any:
+        """The labels of rows, (row, word), with -100 behind a row's last word; None where not every row has some."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        found = []
+        for row in rows:
+            try:
+                label = self.read_label(row[column], label_names) if by_name else row[column]
+            except (KeyError, DataError):
+                return None
+            if self.label_fault(label, label_names) is not None:
+                return None
+            found.append(torch.tensor(label, dtype=torch.long))
+        return pad_sequence(found, batch_first=True, padding_value=UNLABELLED)
+
+
+def _split(text: Any) -> Any:
+    return text.split() if isinstance(text, str) else text
+
+
+def _tags(label: Any) -> list[str]:
+    names = _split(label)
+    if not isinstance(names, list) or any(not isinstance(name, str) or name == "" for name in names):
+        raise DataError("labels must be a list of names, one for each word, or names with blanks between them.")
+    return names
