@@ -1,6 +1,7 @@
 """Pyro models: priors over the adapters, likelihoods, the network between them."""
 
 from bayes_lora.models.bayesian_lora import BayesianLoRA
+from bayes_lora.models.likelihood_network import LikelihoodNetwork
 from bayes_lora.models.likelihoods.classification import Classification
 from bayes_lora.models.likelihoods.gaussian_regression import GaussianRegression
 from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
@@ -8,15 +9,18 @@ from bayes_lora.models.likelihoods.multi_label import MultiLabel
 from bayes_lora.models.likelihoods.ordinal import Ordinal
 from bayes_lora.models.likelihoods.student_t_regression import StudentTRegression
 from bayes_lora.models.likelihoods.token_classification import TokenClassification
+from bayes_lora.models.trained_module import TrainedModule
 
 __all__ = [
     "BayesianLoRA",
     "Classification",
     "GaussianRegression",
     "Likelihood",
+    "LikelihoodNetwork",
     "MultiLabel",
     "Ordinal",
     "StudentTRegression",
     "TokenClassification",
+    "TrainedModule",
     "network_logits",
 ]

@@ -76,5 +76,24 @@ def _error(prediction: Prediction, values: Tensor) -> Tensor:
         if len(parts) > 1:
             found[rows] = standard_error(parts)
         elif prediction.block_size > 1 and len(parts) == 1 and len(values) > num_samples:
-            found[rows] = _OF_ONE_SQUARE * (parts[0] - values[-1, rows]).abs()
+            found[rows] = _from_the_mean(parts[0], values[-1, rows])
     return found
+
+
+def error_of_mean(values: Tensor, block_size: int, at_mean: Tensor) -> Tensor:
+    """The standard error of the mean of values under draws, (sample, ...), see `monte_carlo_error`.
+
+    Args:
+        values: (sample, ...).
+        block_size: draws that belong together by design.
+        at_mean: the value at the mean of the adapters, (...).
+    """
+    parts = independent_parts(values, block_size)
+    if len(parts) > 1:
+        return standard_error(parts)
+    return _from_the_mean(parts[0], at_mean) if block_size > 1 else torch.full_like(at_mean, math.nan)
+
+
+def _from_the_mean(block: Tensor, at_mean: Tensor) -> Tensor:
+    """The error of a single block."""
+    return _OF_ONE_SQUARE * (block - at_mean).abs()

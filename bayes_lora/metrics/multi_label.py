@@ -90,14 +90,25 @@ class MultiLabelPrediction:
         varying = [label for label in range(labels.shape[-1]) if 0 < int(labels[:, label].sum()) < len(labels)]
         areas = [roc_auc_score(labels[:, label], probs[:, label]) for label in varying]
         return {
-            "nll": -float(self.log_density.mean()),
-            "accuracy": float(right.double().mean()),
+            **{name: float(losses.mean()) for name, losses in self.losses().items()},
             "subset_accuracy": float(right.all(-1).double().mean()),
             "micro_f1": float(f1_score(labels, predicted, average="micro", zero_division=0)),
             "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
             "macro_auroc": sum(areas) / len(areas) if areas else math.nan,
             "ece": expected_calibration_error(both, labels.reshape(-1)),
-            "brier": float((probs - labels).square().mean()),
+        }
+
+    def losses(self) -> dict[str, Tensor]:
+        """What nll, accuracy and brier of `metrics` are the means of, (example,) each.
+
+        Raises:
+            DataError: the rows have no labels.
+        """
+        labels, probs = known_labels(self.labels), self.mean_probs
+        return {
+            "nll": -self.log_density,
+            "accuracy": ((probs > 0.5) == labels.bool()).double().mean(-1),
+            "brier": (probs - labels).square().mean(-1),
         }
 
 

@@ -2,6 +2,7 @@
 
 import torch
 from sklearn.metrics import cohen_kappa_score
+from torch import Tensor
 
 from bayes_lora.metrics.classification import evaluate
 from bayes_lora.metrics.labels import known_labels
@@ -22,16 +23,27 @@ def ordinal_metrics(prediction: Prediction) -> dict[str, float]:
     Source: Epstein 1969, A Scoring System for Probability Forecasts of Ranked Categories (rps); Cohen 1968 (kappa).
     """
     probs, labels = prediction.mean_probs, known_labels(prediction.labels)
-    found = evaluate(probs, labels)
-    cumulative = probs.cumsum(-1)[:, :-1]
-    median = (cumulative < 0.5).sum(-1)
-    reached = labels.unsqueeze(-1) <= torch.arange(cumulative.shape[-1])
+    found, means = evaluate(probs, labels), grade_losses(probs, labels)
+    median = _median(probs)
     constant = len(torch.cat([labels, median]).unique()) < 2
     grades = range(probs.shape[-1])
     kappa = torch.nan if constant else cohen_kappa_score(labels, median, labels=grades, weights="quadratic")
     return {
         **found,
-        "mae": float((median - labels).abs().double().mean()),
-        "rps": float((cumulative - reached.double()).square().sum(-1).mean()),
+        **{name: float(losses.mean()) for name, losses in means.items()},
         "quadratic_kappa": float(kappa),
     }
+
+
+def grade_losses(probs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What `ordinal_metrics`' mae and rps are the means of, (example,) each, of probabilities (example, grade)."""
+    cumulative = probs.cumsum(-1)[:, :-1]
+    reached = labels.unsqueeze(-1) <= torch.arange(cumulative.shape[-1])
+    return {
+        "mae": (_median(probs) - labels).abs().double(),
+        "rps": (cumulative - reached.double()).square().sum(-1),
+    }
+
+
+def _median(probs: Tensor) -> Tensor:
+    return (probs.cumsum(-1)[:, :-1] < 0.5).sum(-1)

@@ -75,5 +75,11 @@ class Prediction:
         return (self.total_entropy - self.aleatoric_entropy).clamp_min(0)
 
 
+def rescaled_classes(prediction: Prediction, temperature: float) -> Prediction:
+    """``q(y) proportional to p(y)^(1 / T)`` of the mean probabilities p: one sample, and the same labels."""
+    scaled = (prediction.log_mean_probs / temperature).log_softmax(-1)
+    return Prediction(scaled.unsqueeze(0), prediction.labels)
+
+
 def _entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(-1)  # type: ignore[no-any-return]

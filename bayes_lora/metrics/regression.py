@@ -1,7 +1,7 @@
 """Real-valued predictions under several draws: what is noise in them, what is not known, and how good they are."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,19 +16,20 @@ from bayes_lora.metrics.labels import known_labels
 
 INTERVAL = 0.9
 # Probabilities at which predicted quantiles are held against the labels.
-_LEVELS = np.linspace(0.05, 0.95, 19)
+QUANTILES = np.linspace(0.05, 0.95, 19)
 # Halvings of a bracket as wide as the noise's quantiles are apart over draws: to its double precision.
 _BISECTIONS = 60
 
 
 @dataclass(frozen=True)
 class RegressionPrediction:
-    """``y ~ 1/S sum_s p(y; m_s, sigma)``: under every draw s a Gaussian, or Student's t, in each output.
+    """``y ~ 1/S sum_s p(y; m_s, sigma_s)``: under every draw s a Gaussian, or Student's t, in each output.
 
     Attributes:
         logits: m, (sample, example, output), what the network says.
         labels: (example, output) where the rows had labels, else None.
-        noise_scale: sigma, (output,), in units of the labels.
+        noise_scale: sigma, (output,), in units of the labels; (sample, output) where draws differ in it, such as the
+            members of an ensemble, each of which has learned its own.
         degrees_of_freedom: nu of Student's t; None is a Gaussian.
     """
 
@@ -43,6 +44,11 @@ class RegressionPrediction:
         return self.logits.double().mean(0)
 
     @cached_property
+    def scales(self) -> Tensor:
+        """sigma of every draw, (sample, 1, output), in double precision."""
+        return self.noise_scale.double().expand(len(self.logits), -1).unsqueeze(1)
+
+    @cached_property
     def epistemic_variance(self) -> Tensor:
         """Variance of the means over draws, (example, output): what more data would take away."""
         return self.logits.double().var(0, correction=0)
@@ -52,7 +58,7 @@ class RegressionPrediction:
         """Mean of the variances under the draws, (output,): what no data takes away; of Student's t,
         ``sigma^2 nu / (nu - 2)``."""
         nu = self.degrees_of_freedom
-        return self.noise_scale.double().square() * (1 if nu is None else nu / (nu - 2))
+        return self.scales.square().mean((0, 1)) * (1 if nu is None else nu / (nu - 2))
 
     @cached_property
     def total_variance(self) -> Tensor:
@@ -66,9 +72,8 @@ class RegressionPrediction:
         Raises:
             DataError: the rows have no labels.
         """
-        scale = self.noise_scale.double()
-        errors = ((self._labels - self.logits.double()) / scale).numpy()
-        of_draws = torch.from_numpy(self._noise.logpdf(errors)) - scale.log()
+        errors = ((self._labels - self.logits.double()) / self.scales).numpy()
+        of_draws = torch.from_numpy(self._noise.logpdf(errors)) - self.scales.log()
         log_density: Tensor = of_draws.sum(-1).logsumexp(0) - math.log(len(self.logits))
         return log_density
 
@@ -84,8 +89,7 @@ class RegressionPrediction:
     def cdf(self, values: Tensor) -> Tensor:
         """F(y) = P(Y <= y) of the predictive at values (..., example, output), of the same shape."""
         found = np.zeros(values.shape)
-        scale = self.noise_scale.double().numpy()
-        for location in self.logits.double().numpy():
+        for location, scale in zip(self.logits.double().numpy(), self.scales.numpy(), strict=True):
             found += self._noise.cdf((values.double().numpy() - location) / scale)
         return torch.from_numpy(found / len(self.logits))
 
@@ -97,9 +101,7 @@ class RegressionPrediction:
         """
         if not 0 < probability < 1:
             raise ConfigurationError(f"probability={probability!r} must lie between 0 and 1, such as 0.95.")
-        reach = self._noise.ppf(probability) * self.noise_scale.double()
-        least, most = self.logits.double().aminmax(dim=0)
-        low, high = least + reach, most + reach
+        low, high = (self.logits.double() + self._noise.ppf(probability) * self.scales).aminmax(dim=0)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             below = self.cdf(middle) < probability
@@ -126,6 +128,11 @@ class RegressionPrediction:
         """
         return mixture_crps(self.logits, self._labels, self.noise_scale, self.degrees_of_freedom)
 
+    def spread(self, factor: float) -> "RegressionPrediction":
+        """The predictive drawn out about its mean m by a factor k: of ``m + k (y - m)``."""
+        logits = self.mean + factor * (self.logits.double() - self.mean)
+        return replace(self, logits=logits, noise_scale=factor * self.noise_scale)
+
     def metrics(self) -> dict[str, float]:
         """What an evaluation reports; means over outputs where there are several.
 
@@ -142,7 +149,6 @@ class RegressionPrediction:
         """
         labels = self._labels
         low, high = self.interval_90
-        below = self.cdf(labels).numpy().reshape(-1, 1)
         return {
             "nll": -float(self.log_density.mean()),
             "rmse": self.rmse,
@@ -151,8 +157,17 @@ class RegressionPrediction:
             "spearman": self._correlation(lambda x, y: stats.spearmanr(x, y).statistic),
             "coverage_90": float(((low <= labels) & (labels <= high)).double().mean()),
             "width_90": float((high - low).mean()),
-            "quantile_error": float(np.abs((below <= _LEVELS).mean(0) - _LEVELS).mean()),
+            "quantile_error": float(np.abs(self.shares_below - QUANTILES).mean()),
         }
+
+    @cached_property
+    def shares_below(self) -> Any:
+        """The share of all labels below each quantile of `QUANTILES`: these themselves where calibrated.
+
+        Raises:
+            DataError: the rows have no labels.
+        """
+        return (self.cdf(self._labels).numpy().reshape(-1, 1) <= QUANTILES).mean(0)
 
     @property
     def _noise(self) -> Any:

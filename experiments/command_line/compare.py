@@ -22,6 +22,7 @@ from bayes_lora.experiments.command_line.options import (
     RankOption,
     TargetsOption,
     TaskOption,
+    TaskTypeOption,
     TextColumnsOption,
     TrainFileOption,
     seed_numbers,
@@ -62,6 +63,7 @@ def compare_command(
     eval_file: EvalFileOption = None,
     text_columns: TextColumnsOption = None,
     label_column: LabelColumnOption = "label",
+    task_type: TaskTypeOption = "classification",
     outside: Annotated[
         str | None, typer.Option(help="Another task, whose validation rows are out of distribution here.")
     ] = None,
@@ -138,6 +140,8 @@ def compare_command(
         if name not in typed(context)
     }
     wanted = parse_methods(methods)
+    if "methods" not in typed(context) and task_type != "classification":
+        wanted = [method for method in wanted if not method.spec.classes_only]
     against = reference_methods(reference, wanted, typed(context))
     shown = short_names(short or [], wanted)
     # Beside rows of one's own it is the folder of the task outside.

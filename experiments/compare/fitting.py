@@ -16,10 +16,12 @@ from bayes_lora.experiments.compare.cost import COST_FILE, Cost, Measured
 from bayes_lora.experiments.compare.study import EncodedRows, Study
 from bayes_lora.experiments.networks.base_models import BaseModel, load_base_model
 from bayes_lora.experiments.runs.device import CPU
+from bayes_lora.experiments.tasks.tasks import Task
 from bayes_lora.inference import FitOptions, FitResult, Predictor, checkpoint_states
 from bayes_lora.inference.finetuning.lora import add_lora
 from bayes_lora.inference.finetuning.point_files import DESCRIPTION_FILE, load_trained, save_trained
 from bayes_lora.inference.finetuning.point_networks import PointNetwork, Way, fit_point, make_network
+from bayes_lora.models import Classification, Likelihood
 from bayes_lora.precision import mixed_precision
 from bayes_lora.randomness import Part, seeded
 
@@ -49,7 +51,7 @@ class Fitting:
 
     Attributes:
         study: what they share.
-        label_names: of the task.
+        task: of the rows.
         fit: rows to train on.
         held_out: rows to choose on.
         folder: where trained networks and checkpoints are kept.
@@ -58,7 +60,7 @@ class Fitting:
     """
 
     study: Study
-    label_names: tuple[str, ...]
+    task: Task
     fit: EncodedRows
     held_out: EncodedRows
     folder: Path
@@ -84,7 +86,18 @@ class Fitting:
     def base(self, seed: int) -> BaseModel:
         """The base model on the CPU, with the head of this seed."""
         with seeded(self.study.options(seed).seed_of(Part.HEAD), CPU):
-            return load_base_model(self.study.base_model, self.label_names)
+            return load_base_model(self.study.base_model, self.task.label_names, self.task.task_type)
+
+    def likelihood(self, network: Any) -> Likelihood:
+        """Of the network's outputs, where the training labels alone put it."""
+        found = self.task.family.likelihood(network, self.task.label_names)
+        if found.state_dict():
+            found.start_at(torch.tensor(self.fit.data["labels"]))
+        return found
+
+    def num_observations(self, likelihood: Likelihood) -> int:
+        """What the KL of objective "elbo" is weighed by: training rows, or what the likelihood counts in them."""
+        return likelihood.num_observations_in(self.fit.data) or len(self.fit.data)
 
     def place(self, name: str, seed: int) -> Path:
         """The folder of what was trained under a name: for a method it is that of `Method.training`."""
@@ -146,7 +159,10 @@ class Fitting:
             return point, Cost.read(folder)
         options = self.study.options(seed, **changes)
         start = options.seed_of(Part.ADAPTERS)
-        point = make_network(way, base.network, base.new_modules, self.study.lora, seed=start)
+        likelihood: Likelihood | None = self.likelihood(base.network)
+        if type(likelihood) is Classification:  # the network's own loss
+            likelihood = None
+        point = make_network(way, base.network, base.new_modules, self.study.lora, likelihood=likelihood, seed=start)
         point.network.to(self.device)
         if keep_checkpoints:
             options = replace(options, save_every=self.checkpoint_every(options), keep_checkpoints=None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, Literal
 
+from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.inference import FitOptions
 
@@ -131,6 +132,7 @@ class MethodSpec:
         samples: of a prediction.
         any_batches: whether predictions are the same in whatever batches the rows come.
         has_noise: whether it is a trained posterior, with which `+calibrated` and `+mean` go.
+        classes_only: whether it takes one class for each row and no other labels.
         chooses: whether a method of this spec chooses something by the held-out rows, beyond `+calibrated`.
         check: raises ConfigurationError where its options cannot have the values they have, before anything is
             trained; what it returns is not used.
@@ -149,6 +151,7 @@ class MethodSpec:
     samples: Samples = "draws"
     any_batches: bool = True
     has_noise: bool = False
+    classes_only: bool = False
     chooses: Callable[["Method"], bool] = _never
     check: Callable[[Fitting, "Method"], object] = _accept
     stands_for: str = ""
@@ -261,6 +264,10 @@ class Method:
             check = checks[name]
             if check is not None:
                 check(f"{self.label}: {name}", value)
+        if self.spec.classes_only and fitting.task.task_type != "classification":
+            raise ConfigurationError(
+                f"{self.label} takes one class for each row: leave it out of --methods for {fitting.task.task_type}."
+            )
         fitting.study.options(0, **self.values_of(FitOptions))
         self.spec.check(fitting, self)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.compare.cost import Cost, Measured
 from bayes_lora.experiments.compare.fitting import CHECKPOINTS, Fitted, Fitting
@@ -19,7 +21,8 @@ from bayes_lora.inference import (
     predict,
     save_posterior,
 )
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.inference.finetuning.point_networks import PointNetwork
+from bayes_lora.models import BayesianLoRA, Likelihood, LikelihoodNetwork
 from bayes_lora.randomness import Part, seeded
 
 
@@ -36,7 +39,7 @@ def posterior_config(fitting: Fitting, method: Method, **fixed: Any) -> MonteCLo
     """
     given = {**method.values_of(MonteCLoRAConfig), **fixed}
     if given.get("objective") == "elbo":
-        given["num_train_examples"] = len(fitting.fit.data)
+        given["num_train_examples"] = fitting.num_observations(fitting.likelihood(nn.Module()))
     return MonteCLoRAConfig(**given)
 
 
@@ -44,23 +47,37 @@ def fit_posterior(
     fitting: Fitting,
     method: Method,
     seed: int,
-    network: Callable[[], Any],
+    start: Callable[[], tuple[Any, Likelihood]],
     config: MonteCLoRAConfig,
     **changes: Any,
 ) -> tuple[BayesianLoRA, MonteCLoRAGuide, Cost]:
-    """Fit a MonteCLoRA posterior on a network, or load it; `changes` are of the study's training."""
+    """Fit a MonteCLoRA posterior on a network with a likelihood, or load it; `changes` are of the study's training."""
     folder = fitting.place(method.training.folder, seed)
     if (folder / "posterior").is_dir():
         model, guide = load_posterior(fitting.base(seed).network, folder / "posterior")
         return model.to(fitting.device), guide.to(fitting.device), Cost.read(folder)
     options = fitting.study.options(seed, **{**changes, **method.values_of(FitOptions)})
     with seeded(options.seed_of(Part.GUIDE), CPU):
-        model = BayesianLoRA(network(), config).to(fitting.device)
+        network, likelihood = start()
+        model = BayesianLoRA(network, config, likelihood).to(fitting.device)
         guide = MonteCLoRAGuide(model)
     cost = fitting.train(partial(fit, model, guide), folder, options)
     save_posterior(model, guide, folder / "posterior")
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     return model, guide, cost
+
+
+def new_start(fitting: Fitting, seed: int) -> tuple[Any, Likelihood]:
+    """A network with new adapters, and the likelihood at its start."""
+    network = fitting.new_lora(seed)
+    return network, fitting.likelihood(network)
+
+
+def trained_start(fitting: Fitting, point: PointNetwork) -> tuple[Any, Likelihood]:
+    """The network of a point estimate, and its likelihood, as they were trained."""
+    if isinstance(point.network, LikelihoodNetwork):
+        return point.network.network, point.network.likelihood
+    return point.network, fitting.likelihood(point.network)
 
 
 def predictive(fitting: Fitting, method: Method, seed: int, model: BayesianLoRA, guide: Any, cost: Cost) -> Fitted:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from scipy.stats import t as student
 from torch import Tensor
@@ -19,9 +20,9 @@ from bayes_lora.experiments.compare.significance import Differences, significanc
 from bayes_lora.experiments.reports import plots
 from bayes_lora.experiments.reports.page import png
 from bayes_lora.files import write_file
-from bayes_lora.inference import all_metrics
 from bayes_lora.metrics.bootstrap import mean_and_standard_error
 from bayes_lora.metrics.contrast import Contrast
+from bayes_lora.metrics.regression import QUANTILES
 from bayes_lora.metrics.uncertainty import risk_coverage_curve, uncertainty_scores
 
 RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"
@@ -48,17 +49,35 @@ class Column:
 
 COLUMNS = (
     Column("accuracy", "accuracy %", 100, 1, True),
+    Column("spearman", "Spearman", 1, 3, True),
+    Column("rmse", "RMSE", 1, 3, False),
+    Column("mae", "MAE", 1, 3, False),
+    Column("quadratic_kappa", "kappa", 1, 3, True),
+    Column("macro_f1", "macro F1", 1, 3, True),
+    Column("micro_f1", "micro F1", 1, 3, True),
+    Column("macro_auroc", "macro AUROC", 1, 3, True),
+    Column("entity_f1", "entity F1", 1, 3, True),
     Column("nll", "NLL", 1, 3, False),
+    Column("crps", "CRPS", 1, 3, False),
+    Column("rps", "RPS", 1, 3, False),
+    Column("coverage_90", "in 90 % int.", 100, 1, None),
+    Column("width_90", "width", 1, 3, None),
+    Column("quantile_error", "quantiles %", 100, 1, False),
     Column("ece", "ECE %", 100, 1, False),
     Column("brier", "Brier", 1, 3, False),
     Column("misclassification_auroc_entropy", "AUROC error", 1, 3, True),
     Column("ood_auroc_entropy", "AUROC OOD", 1, 3, True),
+    Column("ood_auroc_std", "AUROC OOD", 1, 3, True),
     Column("aurc", "AURC", 1, 3, False),
     Column("selective_accuracy_80", "acc. at 80 %", 100, 1, True),
     Column("train_seconds", "train s", 1, 0, None),
     Column("predict_seconds", "predict s", 1, 1, None),
     Column("peak_memory_mib", "peak MiB", 1, 0, None),
 )
+
+# Of the overview, and of the pictures of differences.
+_SHOWN = ("nll", "ood_auroc_entropy", "ood_auroc_std")
+_COMPARED = ("accuracy", "nll", "crps", "rps", "aurc", "ood_auroc_entropy", "ood_auroc_std")
 
 Scores = dict[Method, dict[int, dict[str, float]]]  # by method, seed and metric
 
@@ -74,7 +93,7 @@ def scores(results: Results) -> Scores:
             outside = results.read(method, seed, OUTSIDE).prediction if results.with_outside else None
             about = stored.about
             found.setdefault(method, {})[seed] = {
-                **all_metrics(stored.prediction, outside),
+                **stored.likelihood.all_metrics(stored.prediction, outside),
                 "train_seconds": about.train_seconds,
                 "predict_seconds": about.predict_seconds,
                 "peak_memory_mib": about.peak_memory_bytes / 2**20,
@@ -247,7 +266,12 @@ def _draw(results: Results, found: Scores, folder: Path) -> None:
     probs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     curves: dict[str, tuple[Tensor, Tensor]] = {}
     for method, of_seeds in found.items():
-        predictions = [results.read(method, seed).prediction for seed in of_seeds]
+        stored = [results.read(method, seed) for seed in of_seeds]
+        choices = [each.likelihood.choices(each.prediction) for each in stored]
+        predictions = [prediction for prediction in choices if prediction is not None]
+        if not predictions:
+            _draw_quantiles(results, found, folder)
+            return
         labels = [prediction.labels for prediction in predictions if prediction.labels is not None]
         of_each = zip(predictions, labels, strict=True)
         probs[method.label] = [(prediction.mean_probs, own) for prediction, own in of_each]
@@ -260,9 +284,18 @@ def _draw(results: Results, found: Scores, folder: Path) -> None:
     write_file(folder / RISK_FILE, png(plots.risk_coverage(curves)))
 
 
+def _draw_quantiles(results: Results, found: Scores, folder: Path) -> None:
+    """Of real numbers: how many labels lie below each predicted quantile."""
+    shares = {
+        method.label: np.mean([results.read(method, seed).prediction.shares_below for seed in of_seeds], axis=0)
+        for method, of_seeds in found.items()
+    }
+    write_file(folder / RELIABILITY_FILE, png(plots.quantile_calibration(QUANTILES.tolist(), shares)))
+
+
 def _draw_overview(found: Scores, folder: Path, short: Mapping[Method, str]) -> None:
     """The metrics that a posterior is for, with 95 % intervals over seeds (Student's t)."""
-    columns = [column for column in present(found) if column.metric in ("nll", "ood_auroc_entropy")]
+    columns = [column for column in present(found) if column.metric in _SHOWN]
     named = {method: short.get(method, method.label) for method in (short or found) if method in found}
     panels = {
         column.title: {
@@ -283,7 +316,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _draw_differences(differences: Differences, folder: Path) -> None:
     """A picture for each reference, of one metric for each thing that can be better."""
-    columns = [column for column in COLUMNS if column.metric in ("accuracy", "nll", "aurc", "ood_auroc_entropy")]
+    columns = [column for column in COLUMNS if column.metric in _COMPARED]
     for earlier in folder.glob(MINUS_FILES):  # of other references
         earlier.unlink()
     for reference in dict.fromkeys(reference for _, reference in differences):

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from joblib import delayed
 from rich.console import Console
 from rich.markup import escape
+from torch import nn
 
 from bayes_lora.checks import require_count
 from bayes_lora.choices import Splits
@@ -27,8 +29,9 @@ from bayes_lora.experiments.runs.parallel import in_parallel
 from bayes_lora.experiments.runs.sessions import Session
 from bayes_lora.experiments.runs.study_folder import only_one, open_study
 from bayes_lora.files import read_json, write_json
-from bayes_lora.inference import Prediction, TemperatureScaled, fit_temperature
+from bayes_lora.inference import fit_temperature
 from bayes_lora.inference.storage.predictions import About, StoredPrediction, read_prediction, write_prediction
+from bayes_lora.models import Likelihood
 
 EVALUATED, HELD_OUT, OUTSIDE = "evaluated", "held-out", "outside"
 _PREDICTIONS, _TRAINED = "predictions", "trained"
@@ -201,7 +204,7 @@ class _Bench:
 
     @classmethod
     def of(cls, study: Study, rows: StudyRows, folder: Path, console: Console | None, device: torch.device) -> "_Bench":
-        tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
+        tokenizer = load_base_model(study.base_model, rows.task.label_names, rows.task.task_type).tokenizer
         evaluated = EncodedRows.of(rows.task, rows.evaluated, tokenizer, study)
         parts = {EVALUATED: (rows.task.name, str(study.eval_split), evaluated)}
         if rows.outside is not None:
@@ -217,9 +220,14 @@ class _Bench:
         if key not in self._fittings:
             task, parts = self.rows.task, self.study.split(self.rows, key)
             fit, held_out = (EncodedRows.of(task, part, self.tokenizer, self.study) for part in parts)
-            made = Fitting(self.study, task.label_names, fit, held_out, self.folder, self.console, self.device)
+            made = Fitting(self.study, task, fit, held_out, self.folder, self.console, self.device)
             self._fittings[key] = made
         return self._fittings[key]
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """By which predictions are read; what it learns is in them."""
+        return self.rows.task.family.likelihood(nn.Module(), self.rows.task.label_names)
 
     def attempt(
         self, results: Results, seed: int, methods: Sequence[Method], until: float
@@ -246,20 +254,20 @@ class _Bench:
         if method.halved:
             choosing, tempered_on = tempered_on.halves()
             fitting = replace(fitting, held_out=choosing)
-        fitted = method.build(fitting, seed)
+        fitted, likelihood = method.build(fitting, seed), self.likelihood
         parts = {**self.parts, HELD_OUT: (self.rows.task.name, "held_out", tempered_on)}
         stored = {}
         for part, (task, split, rows) in parts.items():
             with Measured() as predicting, fitting.precision():
                 prediction = fitted.predictor(rows.loader(), num_samples=self.study.num_samples, seed=seed)
-            if not torch.isfinite(prediction.logits).all():
+            if not torch.isfinite(likelihood.pack(prediction)).all():
                 raise DataError(
                     f"{method.label} predicts logits that are NaN or infinite on rows of {task}. Look at its options, "
                     "and at its learning rate if it was trained."
                 )
             peak = (fitted.cost + predicting.cost).peak_memory_bytes
             about = About(method.label, seed, task, split, fitted.cost.seconds, predicting.cost.seconds, peak)
-            stored[part] = StoredPrediction(rows.in_order(prediction), rows.row_ids, about)
+            stored[part] = StoredPrediction(rows.in_order(prediction, likelihood), rows.row_ids, about, likelihood)
         results.write(method, seed, stored, fitted.chosen)
 
 
@@ -269,23 +277,14 @@ def _temper(results: Results, method: Method, seed: int) -> None:
     held_out = results.read(base, seed, HELD_OUT)
     if held_out.prediction.labels is None:
         raise DataError(f"{results.path(base, seed, HELD_OUT)} has no labels to choose a temperature by.")
-    temperature = fit_temperature(held_out.prediction)
+    likelihood = held_out.likelihood
+    temperature = fit_temperature(held_out.prediction, likelihood)
     stored = {}
     for part in (EVALUATED, HELD_OUT, *([OUTSIDE] if results.with_outside else [])):
         before = results.read(base, seed, part)
-        scaled = TemperatureScaled(_Stored(before.prediction), temperature)([])
+        scaled = likelihood.rescaled(before.prediction, temperature)
         # Choosing it takes a prediction of the held-out rows.
         seconds = before.about.train_seconds + held_out.about.predict_seconds
         about = replace(before.about, method=method.label, train_seconds=seconds)
-        stored[part] = StoredPrediction(scaled, before.row_ids, about)
+        stored[part] = StoredPrediction(scaled, before.row_ids, about, likelihood)
     results.write(method, seed, stored, {**results.chosen(base, seed), "temperature": temperature})
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A predictor that has predicted already."""
-
-    prediction: Prediction
-
-    def __call__(self, loader: Any, *, num_samples: int = 32, seed: int = 0, on_batch: Any = None) -> Prediction:
-        return self.prediction

@@ -9,15 +9,11 @@ from torch import Tensor
 
 from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.running import OUTSIDE, Results
-from bayes_lora.inference.storage.predictions import require_same_rows
+from bayes_lora.inference.storage.predictions import StoredPrediction, require_same_rows
 from bayes_lora.metrics.bootstrap import resampled
-from bayes_lora.metrics.classification import example_losses
 from bayes_lora.metrics.contrast import Contrast
-from bayes_lora.metrics.uncertainty import (
-    batched_area_under_risk_coverage,
-    batched_auroc,
-    uncertainty_scores,
-)
+from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.metrics.uncertainty import batched_area_under_risk_coverage, batched_auroc
 
 Differences = dict[tuple[Method, Method], dict[str, Contrast]]  # by method, reference, and metric
 
@@ -60,26 +56,31 @@ class _Judged:
     seed: int
 
     @cached_property
+    def _stored(self) -> StoredPrediction:
+        return self.results.read(self.method, self.seed)
+
+    @cached_property
     def losses(self) -> dict[str, Tensor]:
         """(example,) of each metric that is a mean over rows."""
-        prediction = self.results.read(self.method, self.seed).prediction
-        assert prediction.labels is not None
-        return example_losses(prediction.mean_probs, prediction.labels)
+        return self._stored.likelihood.losses(self._stored.prediction)
 
     @cached_property
     def areas(self) -> dict[str, Tensor]:
         """(1 + resample,) of each metric that is none, by the names of `all_metrics`."""
-        wrong = self.losses["accuracy"] == 0
-        own = uncertainty_scores(self.results.read(self.method, self.seed).prediction)
-        entropy, least = own["entropy"], own["max_prob"]
-        found = {
-            "aurc": resampled(partial(batched_area_under_risk_coverage, least, wrong), len(wrong)),
-            "misclassification_auroc_entropy": resampled(partial(batched_auroc, entropy, wrong), len(wrong)),
-        }
-        if self.results.with_outside:
-            other = uncertainty_scores(self.results.read(self.method, self.seed, OUTSIDE).prediction)["entropy"]
-            both, foreign = torch.cat([entropy, other]), torch.arange(len(entropy) + len(other)) >= len(entropy)
-            found["ood_auroc_entropy"] = resampled(
+        own, found = self._stored.likelihood.uncertainty(self._stored.prediction), {}
+        if isinstance(self._stored.prediction, Prediction):  # rows are right or wrong
+            wrong = self.losses["accuracy"] == 0
+            found = {
+                "aurc": resampled(partial(batched_area_under_risk_coverage, own["max_prob"], wrong), len(wrong)),
+                "misclassification_auroc_entropy": resampled(partial(batched_auroc, own["entropy"], wrong), len(wrong)),
+            }
+        if self.results.with_outside and own:
+            name, inside = next(iter(own.items()))
+            outside = self.results.read(self.method, self.seed, OUTSIDE)
+            other = outside.likelihood.uncertainty(outside.prediction)[name]
+            both = torch.cat([inside, other])
+            foreign = torch.arange(len(both)) >= len(inside)
+            found[f"ood_auroc_{name}"] = resampled(
                 partial(batched_auroc, both, foreign), len(both), strata=foreign.long()
             )
         return found

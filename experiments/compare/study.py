@@ -23,6 +23,7 @@ from bayes_lora.files import read_json
 from bayes_lora.inference import FitOptions, Prediction
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 from bayes_lora.inference.storage.predictions import row_id
+from bayes_lora.models import Likelihood
 from bayes_lora.randomness import Part, stream
 
 if TYPE_CHECKING:
@@ -86,11 +87,6 @@ class Study:
             raise ConfigurationError(
                 f"--outside {self.outside} is the task itself, whose rows cannot be told from its rows. Name another."
             )
-        if self.source.task_type != "classification":
-            raise ConfigurationError(
-                f"task type {self.source.task_type!r}: the tables and tests of a comparison are of class probabilities "
-                "so far. Compare on a classification; 'bayes-lora fit' takes every type."
-            )
         for seed in self.seeds:
             require_seed("seeds", seed)
         require_count("num_samples", self.num_samples)
@@ -114,15 +110,15 @@ class Study:
             TaskError, DataError: see `RowsSource.load`; or a class that the rows taken do not have.
         """
         rows = self.source.load()
-        column, known, evaluated = rows.task.label_column, rows.train, rows.validation
+        known, evaluated = rows.train, rows.validation
         if self.splits == "shared":
             known = rows.train[: self.train_rows]
-            _require_classes("--train-rows", rows.train, known, column)
+            _require_classes("--train-rows", rows, rows.train, known)
         if self.eval_split == "held_out" and self.splits == "shared":
             evaluated = self._hold_out(rows.task, self._hold_out(rows.task, known, self.held_out)[1], 0.5)[1]
         elif self.eval_split == "held_out":
             known, evaluated = self._hold_out(rows.task, known, self.held_out / 2 * self._share_taken(known))
-        _require_classes("--eval-rows", evaluated, evaluated[: self.eval_rows], column)
+        _require_classes("--eval-rows", rows, evaluated, evaluated[: self.eval_rows])
         outside = None
         if self.outside is not None:
             found = load_task(self.outside, self.outside_dir)
@@ -167,8 +163,10 @@ class Study:
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the places of the rows on this machine: what they are, their checksum says."""
         found = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
-        # The only type that can be compared, which is not written, so that studies from before there were types go on.
-        del found["source"]["data_dir"], found["source"]["task_type"], found["outside_dir"]
+        del found["source"]["data_dir"], found["outside_dir"]
+        # Not written of classes, so that studies from before there were types go on.
+        if found["source"]["task_type"] == "classification":
+            del found["source"]["task_type"]
         del found["source"]["train_rows"]  # which is a run's; a study has its own
         for settings, name in ((found, "splits"), (found["training"], "seeding"), (found, "draws")):
             if settings[name] == BEFORE[name]:
@@ -191,8 +189,11 @@ def conventions_of(folder: Path) -> dict[str, str]:
     return {name: then for name, then in BEFORE.items() if name not in found and name not in found["training"]}
 
 
-def _require_classes(option: str, rows: Sequence[Row], taken: Sequence[Row], column: str) -> None:
+def _require_classes(option: str, all_rows: TaskRows, rows: Sequence[Row], taken: Sequence[Row]) -> None:
     """Raise where the first rows, in a file that is sorted by class say, lack a class that the others have."""
+    column = all_rows.task.label_column
+    if not all_rows.task.family.stratified:
+        return
     lost = {row[column] for row in rows} - {row[column] for row in taken}
     if lost:
         named = ", ".join(sorted(map(str, lost)))
@@ -249,8 +250,10 @@ class EncodedRows:
         own, rows = torch.Generator(), self.data.select(self.by_length)
         return DataLoader(rows, batch_size=self.batch_size, collate_fn=self.collate, generator=own)
 
-    def in_order(self, prediction: Prediction) -> Prediction:
+    def in_order(self, prediction: Any, likelihood: Likelihood) -> Any:
         """A prediction of `loader`, with the rows in their own order."""
         back = torch.tensor(self.by_length).argsort()
         labels = None if prediction.labels is None else prediction.labels[back]
-        return replace(prediction, logits=prediction.logits[:, back], labels=labels)
+        if isinstance(prediction, Prediction):
+            return replace(prediction, logits=prediction.logits[:, back], labels=labels)
+        return likelihood.unpack(likelihood.pack(prediction)[:, back], labels)

@@ -72,6 +72,19 @@ def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     return figure
 
 
+def quantile_calibration(levels: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Figure:
+    """The share of labels below each predicted quantile against its probability, for named shares (level,)."""
+    lines = -(-len(shares) // 2)
+    figure, axes = _figure(6.4, 4.8 + 0.2 * lines)
+    axes.plot([0, 1], [0, 1], color="#767676", linestyle="--", linewidth=1, label="calibrated")
+    for name, style in _styles(shares):
+        axes.plot(levels, shares[name], label=name, marker="o", markersize=3, **style)
+    axes.set(xlabel="probability of the quantile", ylabel="labels below the quantile", xlim=(0, 1), ylim=(0, 1))
+    axes.set_title("Calibration of predicted quantiles on the evaluated rows")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
 def reliability_panels(predictions: Mapping[str, Sequence[tuple[Tensor, Tensor]]]) -> Figure:
     """Accuracy against confidence, a panel for each of many names with the (probabilities, labels) of each seed.
 

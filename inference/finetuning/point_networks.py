@@ -17,6 +17,7 @@ from bayes_lora.inference.finetuning.bottleneck import add_bottlenecks
 from bayes_lora.inference.finetuning.lora import LoRAOptions, add_lora
 from bayes_lora.inference.training.fit import Collate, FitResult, fit_network
 from bayes_lora.inference.training.fit_options import FitOptions
+from bayes_lora.models import Likelihood, LikelihoodNetwork
 from bayes_lora.randomness import seeded
 
 Way = Literal["lora", "full", "adalora", "dora", "adapter"]
@@ -28,7 +29,7 @@ class PointNetwork:
 
     Attributes:
         way: of training it.
-        network: takes batches as transformers has them.
+        network: takes batches as transformers has them; with a likelihood it is a `LikelihoodNetwork`.
         new_modules: paths of the base model's modules that started at random; they are trained in full in every way.
         options: of the adapters; without effect on "full" and "adapter".
         bottleneck_size: of "adapter".
@@ -50,6 +51,7 @@ def make_network(
     options: LoRAOptions | None = None,
     *,
     bottleneck_size: int = 64,
+    likelihood: Likelihood | None = None,
     seed: int = 0,
 ) -> PointNetwork:
     """Prepare a base model for a way of training.
@@ -69,6 +71,7 @@ def make_network(
         new_modules: paths of modules that start at random (see `load_base_model`).
         options: of the adapters; rank, alpha, dropout and targets are those of lora, dora and adalora.
         bottleneck_size: of adapter.
+        likelihood: of the network's outputs, trained with it (see `LikelihoodNetwork`); None is the network's own loss.
         seed: of the new adapters.
 
     Raises:
@@ -98,6 +101,13 @@ def make_network(
             add_bottlenecks(network, [*_head(network), *new_modules], bottleneck_size)
         else:
             _train_all(network)
+    if likelihood is not None:
+        if way == "adalora":
+            raise ConfigurationError(
+                "adalora adds a loss of its own to the network's, which a likelihood takes the place of. Train another "
+                "way, or without a likelihood."
+            )
+        made = LikelihoodNetwork(made, likelihood)
     return PointNetwork(way, made, tuple(new_modules), options, bottleneck_size, callbacks)
 
 

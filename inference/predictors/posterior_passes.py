@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bayes_lora.checks import require_count, require_positive, require_seed
 from bayes_lora.choices import Draws
-from bayes_lora.errors import LikelihoodError
 from bayes_lora.inference.guides.draw_design import block_size, design_of, designed_noises
 from bayes_lora.inference.guides.posterior_draw import require_own_guide
 from bayes_lora.inference.predictors.predictor import Inputs, collect_logits, evaluation_mode, in_full_precision
@@ -25,7 +24,7 @@ from bayes_lora.inference.predictors.stacked_draws import (
     noisy_logits,
     num_examples,
 )
-from bayes_lora.metrics.monte_carlo_error import monte_carlo_error
+from bayes_lora.metrics.monte_carlo_error import error_of_mean
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
 
@@ -130,17 +129,13 @@ class PosteriorPasses:
 
     def _enough(self, inputs: Inputs) -> Tensor:
         """As `mean_and_draws`, with as many draws as the tolerance asks for."""
+        likelihood = self._model.likelihood
         stages = [stage for stage in _STAGES if stage >= self._block_size]
         logits = self._logits(inputs, [None, *range(stages[0])])
         for drawn, more in pairwise(stages):
-            values = self._model.likelihood.prediction(in_full_precision(logits[1:]), None)
-            if not isinstance(values, Prediction):
-                raise LikelihoodError(
-                    f"num_samples='auto' looks at class probabilities, and {type(self._model.likelihood).__name__} has "
-                    "none. Say how many draws to take, such as num_samples=16."
-                )
-            values = replace(values, block_size=self._block_size, at_mean=self._at_mean_of(logits))
-            if bool((monte_carlo_error(values).mean_probs <= self._tolerance).all()):
+            at_mean, *of_draws = likelihood.averaged(likelihood.prediction(in_full_precision(logits), None))
+            error = error_of_mean(torch.stack(of_draws), self._block_size, at_mean)
+            if bool((error <= self._tolerance).all()):
                 break
             logits = torch.cat([logits, self._logits(inputs, list(range(drawn, more)))])
         return logits

@@ -36,7 +36,8 @@ def predict(
         guide: its guide, or any Pyro callable that samples the model's latent sites.
         loader: batches as the network takes them; `labels` are kept where present and not shown to the network.
         num_samples: S, draws from the posterior. "auto": for each batch 2, 4, 8, ... 64, until the standard error of
-            every probability in it is at most `tolerance`; one more pass, at the mean, tells how good a single pair is.
+            every probability in it (of real numbers, of every mean by the predictive's standard deviation) is at most
+            `tolerance`; one more pass, at the mean, tells how good a single pair is.
             `Prediction.num_draws` says how many it took.
         draws: "tetrahedral" (by four), "antithetic" (in pairs), or "independent", which is for what takes draws for
             independent ones. None is what needs the fewest: by four where S is a multiple of four, otherwise in
@@ -53,7 +54,7 @@ def predict(
             draws by a design that the guide does not name.
         AdapterError: draws_per_pass > 1 was asked for, but the network reorders rows.
         DataError: an empty loader, or labels in some batches only.
-        LikelihoodError: num_samples="auto" with a likelihood that has no class probabilities.
+        LikelihoodError: num_samples="auto" with a likelihood that does not say what draws are averaged for.
 
     Example:
         >>> prediction = predict(model, guide, loader, num_samples=4, seed=0)  # doctest: +SKIP

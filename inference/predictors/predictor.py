@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bayes_lora.errors import DataError
 from bayes_lora.labels import UNLABELLED
 from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.models.likelihood_network import prediction_of
 
 Inputs = dict[str, Any]  # a batch on the network's device, without its labels
 
@@ -37,7 +38,8 @@ class NetworkPredictor(ABC):
     """A `Predictor` by passes of one network: a subclass says in `drawing` what the logits of a batch are.
 
     Attributes:
-        network: returns logits (example, class) for a batch; in evaluation mode while it predicts.
+        network: returns logits (example, class) for a batch, or is a `LikelihoodNetwork`, and predictions are those of
+            its likelihood; in evaluation mode while it predicts.
         joint: whether a sample is one network's logits of all rows, see `Prediction`.
     """
 
@@ -61,7 +63,10 @@ class NetworkPredictor(ABC):
         on_batch: Callable[[], None] | None = None,
     ) -> Prediction:
         with evaluation_mode(self.network), self.drawing(num_samples, seed) as logits_of:
-            found = collect(logits_of, loader, next(self.network.parameters()).device, on_batch)
+            outputs = collect_logits(logits_of, loader, next(self.network.parameters()).device, on_batch)
+        found = prediction_of(self.network, *outputs)
+        if not isinstance(found, Prediction):
+            return found  # type: ignore[no-any-return]
         return replace(found, joint=self.joint, block_size=self.block_size(num_samples))
 
 
@@ -111,8 +116,9 @@ def collect_logits(
         raise DataError("some batches have labels and some do not. Label all rows, or none.")
     most = max(map(len, logits))
     whole = [of.repeat(most // len(of), *[1] * (of.dim() - 1)) if len(of) < most else of for of in logits]
-    if whole[0].dim() == 4:  # (sample, row, token, class): rows of tokens are as long as the longest of their batch
-        longest = max(of.shape[2] for of in whole)
+    longest = max(of.shape[2] for of in whole)
+    # (sample, row, token, class): rows of tokens are as long as the longest of their batch.
+    if whole[0].dim() == 4 and any(of.shape[2] < longest for of in whole):
         whole = [_lengthened(of, 2, longest, 0) for of in whole]
         labels = [_lengthened(of, 1, longest, UNLABELLED) for of in labels]
     return torch.cat(whole, dim=1), torch.cat(labels) if labels else None

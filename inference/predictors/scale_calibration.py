@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import nll_loss
 
 from bayes_lora.checks import require_count, require_positive
 from bayes_lora.choices import Draws
@@ -15,10 +14,8 @@ from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference.guides.draw_design import block_size, design_of
 from bayes_lora.inference.predictors.predictive import predict
 from bayes_lora.metrics.bootstrap import standard_error
-from bayes_lora.metrics.classification import evaluate
 from bayes_lora.metrics.monte_carlo_error import independent_parts
-from bayes_lora.metrics.prediction import Prediction
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.models import BayesianLoRA, Likelihood
 
 _GRID_RATIO = math.sqrt(10)  # of neighbouring scales on the first, coarse grid, at most
 _TOLERANCE = 1.1  # ratio of the bracket's ends at which the search stops
@@ -152,7 +149,7 @@ def calibrate_scale(
             prediction = predict(
                 model, guide, batches, num_samples=num_samples, draws=design, seed=seed, at_mean=scale == 0
             )
-            tried[scale] = _score(prediction)
+            tried[scale] = _score(model.likelihood, prediction, block_size(design))
             if on_step is not None:
                 on_step(scale, tried[scale].nll)
         return tried[scale].nll
@@ -202,24 +199,24 @@ def _rounded(log_scale: float) -> float:
     return float(f"{math.exp(log_scale):.5e}")
 
 
-def _score(prediction: Prediction) -> _Score:
+def _score(likelihood: Likelihood, prediction: Any, block_size: int) -> _Score:
     """Of the mean over draws.
 
     Raises:
-        DataError: no labels; or labels that are no classes, or NaN, in a prediction of one draw, the point estimate.
+        DataError: no labels; or wrong labels, or NaN, in a prediction of one draw, the point estimate.
     """
     if prediction.labels is None:
         raise DataError(
             "the held-out rows have no labels, and the scale is chosen by their likelihood. Pass batches with 'labels'."
         )
     if len(prediction.logits) == 1:
-        evaluate(prediction.mean_probs, prediction.labels)
-        return _Score(nll_loss(prediction.log_mean_probs, prediction.labels, reduction="none"), 0.0)
-    nll = nll_loss(prediction.log_mean_probs, prediction.labels, reduction="none")  # (example,)
-    log_probs = prediction.logits.double().log_softmax(-1)
-    at_label = log_probs.gather(-1, prediction.labels.expand(len(log_probs), -1).unsqueeze(-1)).squeeze(-1)
+        likelihood.metrics(prediction)
+        return _Score(-likelihood.row_log_density(prediction), 0.0)
+    nll, packed = -likelihood.row_log_density(prediction), likelihood.pack(prediction)
+    alone = (likelihood.unpack(of_draw, prediction.labels) for of_draw in packed.split(1))
+    at_label = torch.stack([likelihood.row_log_density(each) for each in alone])  # (sample, example)
     influence = (at_label + nll).exp().mean(-1)  # (sample,)
-    return _Score(nll, standard_error(independent_parts(influence, prediction.block_size)).item())
+    return _Score(nll, standard_error(independent_parts(influence, block_size)).item())
 
 
 def _checked(bounds: tuple[float, float]) -> tuple[float, float]:

@@ -6,17 +6,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from bayes_lora.checks import require_class_ids, require_positive
 from bayes_lora.errors import DataError
 from bayes_lora.inference.predictors.predictor import Predictor
+from bayes_lora.metrics.labels import known_labels
 from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.models import Classification, Likelihood
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-3, 1e3
 
 _HALVINGS = 60  # of the bracket of log T, which is then as narrow as rounding
+_GRID = 241  # values of log T that a search begins with
 _FLAT = 1e-12  # log probabilities of a row that differ by less are equal but for rounding
 
 
@@ -27,14 +32,19 @@ class TemperatureScaled:
     For a point estimate this is ``softmax(logits / T)``. The order of the classes stays, and with it the predicted
     class and the accuracy. The result has one sample: what several draws disagreed about is in p alone.
 
+    Of other labels than classes T does what `Likelihood.rescaled` says: of each of several labels the same to its odds,
+    of real numbers it draws the predictive out about its mean, ``m + T (y - m)``.
+
     Cost: that of the predictor.
 
     Args:
         predictor: any `Predictor`; `num_samples` and `seed` are passed on to it.
         temperature: T > 0; above 1 it makes the prediction less sure. See `fit_temperature`.
+        likelihood: of the labels; None is one class for each row.
 
     Raises:
         ConfigurationError: a temperature that is not positive and finite.
+        LikelihoodError: when called: a likelihood that says nothing of temperatures.
 
     Source: Guo et al. 2017, On Calibration of Modern Neural Networks, section 4.2.
 
@@ -45,6 +55,7 @@ class TemperatureScaled:
 
     predictor: Predictor
     temperature: float
+    likelihood: Likelihood | None = None
 
     def __post_init__(self) -> None:
         require_positive("temperature", self.temperature)
@@ -58,11 +69,11 @@ class TemperatureScaled:
         on_batch: Callable[[], None] | None = None,
     ) -> Prediction:
         mixed = self.predictor(loader, num_samples=num_samples, seed=seed, on_batch=on_batch)
-        scaled = (mixed.log_mean_probs / self.temperature).log_softmax(-1)
-        return Prediction(scaled.unsqueeze(0), mixed.labels)
+        likelihood = self.likelihood or Classification()
+        return likelihood.rescaled(mixed, self.temperature)  # type: ignore[no-any-return]
 
 
-def fit_temperature(prediction: Prediction) -> float:
+def fit_temperature(prediction: Any, likelihood: Likelihood | None = None) -> float:
     """The T in [1e-3, 1e3] at which `TemperatureScaled` has the least mean NLL on labelled rows.
 
     With z the log of the mean probabilities and ``b = 1 / T``, the mean over rows of
@@ -78,11 +89,17 @@ def fit_temperature(prediction: Prediction) -> float:
                                                                                  example, where every row is wrong
         every row has equal probabilities, so that T changes nothing             T = 1
 
+    Where the likelihood makes choices between classes, for each word or label say, it is the mean over choices. Of real
+    numbers it is the least mean NLL of rows by search: 241 values of log T, and Brent's method around the best. At the
+    ends, it is they.
+
     Args:
         prediction: of rows that the predictor was not trained on.
+        likelihood: of the labels; None is one class for each row.
 
     Raises:
         DataError: no labels, no rows, labels outside the classes, or logits that are NaN or infinite.
+        LikelihoodError: a likelihood that says nothing of temperatures.
 
     Source: Guo et al. 2017, section 4.2.
 
@@ -91,6 +108,31 @@ def fit_temperature(prediction: Prediction) -> float:
         >>> round(fit_temperature(Prediction(logits, torch.tensor([0, 0, 1]))), 6)  # 2 / T = log 2
         2.88539
     """
+    if prediction.labels is None:
+        raise DataError(
+            "a temperature is fitted to labels, and these rows have none. Predict rows with a 'labels' column."
+        )
+    likelihood = likelihood or Classification()
+    choices = likelihood.choices(prediction)
+    return _searched(prediction, likelihood) if choices is None else _of_classes(choices)
+
+
+def _searched(prediction: Any, likelihood: Likelihood) -> float:
+    """Of any likelihood: where the mean NLL is least."""
+
+    def loss(log_temperature: float) -> float:
+        rescaled = likelihood.rescaled(prediction, math.exp(log_temperature))
+        return -float(likelihood.row_log_density(rescaled).mean())
+
+    grid = np.linspace(math.log(LEAST_TEMPERATURE), math.log(MOST_TEMPERATURE), _GRID)
+    best = int(np.argmin([loss(at) for at in grid]))
+    if best in (0, _GRID - 1):
+        return math.exp(grid[best])
+    found = minimize_scalar(loss, bounds=(grid[best - 1], grid[best + 1]), method="bounded", options={"xatol": 1e-9})
+    return math.exp(float(found.x))
+
+
+def _of_classes(prediction: Prediction) -> float:
     log_probs, labels = prediction.log_mean_probs, _labels_of(prediction)
     gaps = log_probs - log_probs.gather(-1, labels.unsqueeze(-1))  # (example, class), z_c - z_label
     if (gaps.amax(-1) - gaps.amin(-1)).max() <= _FLAT:
@@ -120,11 +162,7 @@ def _slope(gaps: Tensor, temperature: float) -> float:
 
 
 def _labels_of(prediction: Prediction) -> Tensor:
-    labels = prediction.labels
-    if labels is None:
-        raise DataError(
-            "a temperature is fitted to labels, and these rows have none. Predict rows with a 'labels' column."
-        )
+    labels = known_labels(prediction.labels)
     if not len(labels):
         raise DataError("there are no rows to fit a temperature to. Pass the prediction of at least one labelled row.")
     require_class_ids(labels, prediction.logits.shape[-1], DataError, "Correct the labels.")

@@ -36,7 +36,7 @@ from bayes_lora.inference.storage.posterior_files import (
     saved_likelihood,
     write_description,
 )
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.models import BayesianLoRA, Likelihood
 from bayes_lora.models.likelihoods.kinds import likelihood_kinds
 
 
@@ -73,7 +73,7 @@ def save_posterior(
     """
     folder, network = Path(folder), model.network
     _check_network(model)
-    saved = describe_guide(model, guide), describe_likelihood(model)
+    saved = describe_guide(model, guide), describe_likelihood(model.likelihood)
     if folder.exists() and not overwrite:
         raise RunExistsError(f"{folder} exists already. Choose another folder, or pass overwrite=True.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,13 +113,12 @@ def describe_guide(model: BayesianLoRA, guide: object) -> SavedKind:
     return SavedKind(guide.kind, guide.settings())
 
 
-def describe_likelihood(model: BayesianLoRA) -> SavedKind:
+def describe_likelihood(likelihood: Likelihood) -> SavedKind:
     """What a saved posterior says of its model's likelihood.
 
     Raises:
         ConfigurationError: no file of the package of likelihoods defines it, so that it could not be found again.
     """
-    likelihood = model.likelihood
     if likelihood_kinds().get(likelihood.kind) is not type(likelihood):
         raise ConfigurationError(
             f"a posterior is saved with a likelihood that its files can name, and this {type(likelihood).__name__} is "

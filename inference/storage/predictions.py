@@ -3,36 +3,48 @@
 One row for each example, in the order of the split:
 
     row_id    string                          says which example it is, see `row_id`
-    label     int64, null where unlabelled
-    logits    sample x class, float32 or float64, exactly as predicted
+    label     int64, null where unlabelled; of other labels than classes a list of int64 or float64
+    logits    sample x class, float32 or float64, exactly as predicted; of other labels as `Likelihood.pack` has them,
+              all but the sample in one dimension
 
 The file's schema metadata holds, as JSON under ``bayes_lora``, the version of this layout, the fields of `About` and a
-checksum of all there is. ``pandas.read_parquet`` and DuckDB open it as it is.
+checksum of all there is; of other labels than classes also the likelihood's kind and settings, and the shapes of a
+row's label and logits. ``pandas.read_parquet`` and DuckDB open it as it is.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bayes_lora import __version__
-from bayes_lora.errors import DataError
+from bayes_lora.errors import BayesLoRAError, DataError
 from bayes_lora.files import write_file
+from bayes_lora.inference.storage.posteriors import describe_likelihood
+from bayes_lora.inference.storage.prediction_columns import (
+    LOGIT_TYPES,
+    holds_labels,
+    label_column,
+    labels_in,
+    logits_in,
+    unusable,
+)
 from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.models import Classification, Likelihood
+from bayes_lora.models.likelihoods.kinds import likelihood_kinds
 
 LAYOUT = 1
 _KEY = b"bayes_lora"
 _COLUMNS = ("row_id", "label", "logits")
-_TYPES = {torch.float32: pa.float32(), torch.float64: pa.float64()}
 _KINDS: dict[Any, str] = {str: "a text", bool: "true or false", int: "an integer >= 0", float: "a number >= 0"}
 
 
@@ -63,17 +75,17 @@ class About:
     block_size: int = 1
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is str:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.type is str:
                 right = isinstance(value, str) and value != ""
-            elif field.type is bool:
+            elif one.type is bool:
                 right = isinstance(value, bool)
             else:
-                number = isinstance(value, int if field.type is int else int | float) and not isinstance(value, bool)
+                number = isinstance(value, int if one.type is int else int | float) and not isinstance(value, bool)
                 right = number and math.isfinite(value) and value >= 0
             if not right:
-                raise DataError(f"{field.name}={value!r} of a stored prediction must be {_KINDS[field.type]}.")
+                raise DataError(f"{one.name}={value!r} of a stored prediction must be {_KINDS[one.type]}.")
 
 
 @dataclass(frozen=True)
@@ -81,14 +93,22 @@ class StoredPrediction:
     """A prediction, its rows and where it came from.
 
     Attributes:
-        prediction: logits (sample, example, class) and labels (example,) or None.
+        prediction: what the likelihood says it is; of classes, logits (sample, example, class) and labels (example,) or
+            None.
         row_ids: (example,), see `row_id`.
         about: method, seed, task, split, cost.
+        likelihood: of the labels.
     """
 
-    prediction: Prediction
+    prediction: Any
     row_ids: tuple[str, ...]
     about: About
+    likelihood: Likelihood = field(default_factory=Classification)
+
+    @cached_property
+    def packed(self) -> Tensor:
+        """(sample, example, ...), see `Likelihood.pack`."""
+        return self.likelihood.pack(self.prediction)
 
 
 def row_id(row: Mapping[str, Any], columns: Sequence[str]) -> str:
@@ -103,35 +123,43 @@ def write_prediction(path: Path, stored: StoredPrediction) -> None:
     Raises:
         DataError: logits that are not (sample, example, class) in float32 or float64 with at least one of each, row
             ids or labels that are not as many as the examples, or a place that cannot be written to.
+        ConfigurationError: a likelihood that files cannot name.
 
     Example:
         >>> about = About("map", 0, "mrpc", "validation", 312.0, 4.1, 2**30)
         >>> stored = StoredPrediction(prediction, ids, about)  # doctest: +SKIP
         >>> write_prediction(Path("out/predictions/map-0.parquet"), stored)  # doctest: +SKIP
     """
-    logits, labels = stored.prediction.logits, stored.prediction.labels
-    if logits.dim() != 3 or not logits.numel() or logits.dtype not in _TYPES:
+    logits, labels = stored.packed, stored.prediction.labels
+    of_classes = type(stored.likelihood) is Classification
+    if (logits.dim() != 3 if of_classes else logits.dim() < 3) or not logits.numel() or logits.dtype not in LOGIT_TYPES:
         raise DataError(
             f"{path}: logits to store must be (sample, example, class) in float32 or float64, at least one of each; "
             f"got {tuple(logits.shape)}, {logits.dtype}. Pass a prediction as `predict` gives it."
         )
-    num_samples, num_examples, num_classes = logits.shape
-    if len(stored.row_ids) != num_examples or (labels is not None and labels.shape != (num_examples,)):
+    num_samples, num_examples = logits.shape[:2]
+    fits = labels is None or (labels.shape == (num_examples,) if of_classes else len(labels) == num_examples)
+    if len(stored.row_ids) != num_examples or not fits:
         raise DataError(
             f"{path}: {num_examples} predicted rows, {len(stored.row_ids)} row ids and labels of shape "
             f"{None if labels is None else tuple(labels.shape)} do not belong together. Pass those of the same rows."
         )
-    if labels is not None and labels.is_floating_point():
+    if of_classes and labels is not None and labels.is_floating_point():
         raise DataError(f"{path}: labels of type {labels.dtype} are no class ids. Pass integers.")
-    flat = pa.array(logits.detach().permute(1, 0, 2).contiguous().numpy().reshape(-1))
-    by_class = pa.FixedSizeListArray.from_arrays(flat, num_classes)
+    flat = pa.array(logits.detach().transpose(0, 1).contiguous().numpy().reshape(-1))
+    by_class = pa.FixedSizeListArray.from_arrays(flat, logits[0, 0].numel())
     columns = {
         "row_id": pa.array(stored.row_ids, pa.string()),
-        "label": pa.nulls(num_examples, pa.int64()) if labels is None else pa.array(labels.numpy(), pa.int64()),
+        "label": pa.nulls(num_examples, pa.int64()) if labels is None else label_column(labels),
         "logits": pa.FixedSizeListArray.from_arrays(by_class, num_samples),
     }
-    stored = replace(stored, about=replace(stored.about, block_size=stored.prediction.block_size))
-    description = json.dumps({"layout": LAYOUT, "sha256": _checksum(stored), **_described(stored.about)})
+    stored = replace(stored, about=replace(stored.about, block_size=getattr(stored.prediction, "block_size", 1)))
+    kind: dict[str, Any] = {}
+    if not of_classes:
+        shapes = {"label": [] if labels is None else list(labels.shape[1:]), "logits": list(logits.shape[2:])}
+        kind = {"likelihood": asdict(describe_likelihood(stored.likelihood)), "shapes": shapes}
+    described = {"layout": LAYOUT, "sha256": _checksum(stored), **_described(stored.about), **kind}
+    description = json.dumps(described)
     table = pa.table(columns).replace_schema_metadata({_KEY: description.encode()})
     sink = pa.BufferOutputStream()
     # Logits hardly repeat: a dictionary of them would only cost.
@@ -152,23 +180,32 @@ def read_prediction(path: Path) -> StoredPrediction:
     try:
         table = pq.read_table(pa.BufferReader(path.read_bytes()))
     except (OSError, pa.ArrowException) as error:
-        raise _unusable(path, f"cannot be read ({str(error).splitlines()[0]}): it is cut or damaged") from error
-    about, checksum = _description(path, table.schema.metadata or {})
+        raise unusable(path, f"cannot be read ({str(error).splitlines()[0]}): it is cut or damaged") from error
+    about, checksum, likelihood, shapes = _description(path, table.schema.metadata or {})
     missing = [name for name in _COLUMNS if name not in table.column_names]
     if missing:
-        raise _unusable(path, f"has no column {' or '.join(missing)}")
+        raise unusable(path, f"has no column {' or '.join(missing)}")
     if not table.num_rows:
-        raise _unusable(path, "has no rows")
+        raise unusable(path, "has no rows")
     ids, labels = table["row_id"], table["label"]
-    if not pa.types.is_string(ids.type) or ids.null_count or not pa.types.is_int64(labels.type):
-        raise _unusable(path, f"has row ids of type {ids.type} and labels of type {labels.type}, or rows without an id")
+    if not pa.types.is_string(ids.type) or ids.null_count or not holds_labels(labels.type, of_classes=not shapes):
+        raise unusable(path, f"has row ids of type {ids.type} and labels of type {labels.type}, or rows without an id")
     if labels.null_count not in (0, table.num_rows):
-        raise _unusable(path, f"has {labels.null_count} unlabelled rows of {table.num_rows}: all or none can be")
-    known = None if labels.null_count else torch.from_numpy(np.array(labels.to_numpy()))
-    prediction = Prediction(_logits(path, table["logits"]), known, block_size=about.block_size)
-    stored = StoredPrediction(prediction, tuple(ids.to_pylist()), about)
+        raise unusable(path, f"has {labels.null_count} unlabelled rows of {table.num_rows}: all or none can be")
+    known, packed = None if labels.null_count else labels_in(labels), logits_in(path, table["logits"])
+    if shapes:
+        try:
+            packed = packed.reshape(*packed.shape[:2], *shapes["logits"])
+            known = None if known is None else known.reshape(len(packed[0]), *shapes["label"])
+        except RuntimeError as error:
+            raise unusable(path, f"has rows of another shape than it says ({error})") from error
+    prediction = likelihood.unpack(packed, known)
+    if isinstance(prediction, Prediction):
+        prediction = replace(prediction, block_size=about.block_size)
+    stored = StoredPrediction(prediction, tuple(ids.to_pylist()), about, likelihood)
+    stored.__dict__["packed"] = packed  # as it stands in the file, whose checksum is of it
     if _checksum(stored) != checksum:
-        raise _unusable(path, "does not hold what was written: its content and its checksum disagree")
+        raise unusable(path, "does not hold what was written: its content and its checksum disagree")
     return stored
 
 
@@ -188,23 +225,25 @@ def require_same_rows(first: StoredPrediction, second: StoredPrediction) -> None
         )
 
 
-def _description(path: Path, metadata: dict[bytes, bytes]) -> tuple[About, str]:
+def _description(path: Path, metadata: dict[bytes, bytes]) -> tuple[About, str, Likelihood, dict[str, list[int]]]:
     try:
         described: dict[str, Any] = json.loads(metadata[_KEY])
         layout, checksum = described.pop("layout"), described.pop("sha256", "")
+        saved, shapes = described.pop("likelihood", None), described.pop("shapes", {})
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise _unusable(
-            path, "does not say what it holds: no readable 'bayes_lora' in its schema's metadata"
-        ) from error
+        raise unusable(path, "does not say what it holds: no readable 'bayes_lora' in its schema's metadata") from error
     if layout != LAYOUT:
         raise DataError(
             f"{path} has layout {layout!r}, and this version of bayes_lora reads {LAYOUT}. Install the version that "
             f"wrote it ({described.get('library_version')}), or predict again."
         )
     try:
-        return About(**described), checksum
-    except (TypeError, DataError) as error:
-        raise _unusable(path, f"does not describe its prediction properly ({error})") from error
+        likelihood: Likelihood = Classification()
+        if saved is not None:
+            likelihood = likelihood_kinds()[saved["kind"]].from_settings(nn.Module(), saved["settings"])
+        return About(**described), checksum, likelihood, shapes
+    except (KeyError, TypeError, BayesLoRAError) as error:
+        raise unusable(path, f"does not describe its prediction properly ({error})") from error
 
 
 def _described(about: About) -> dict[str, Any]:
@@ -217,35 +256,11 @@ def _described(about: About) -> dict[str, Any]:
 
 def _checksum(stored: StoredPrediction) -> str:
     """SHA-256 of the description, the rows, the labels and the bytes of the logits."""
-    logits, labels = stored.prediction.logits, stored.prediction.labels
+    logits, labels = stored.packed, stored.prediction.labels
     described = [_described(stored.about), stored.row_ids, tuple(logits.shape), str(logits.dtype), labels is not None]
     digest = hashlib.sha256(json.dumps(described).encode())
-    for values in (logits,) if labels is None else (logits, labels.long()):
+    if labels is not None:
+        labels = labels.double() if labels.is_floating_point() else labels.long()
+    for values in (logits,) if labels is None else (logits, labels):
         digest.update(values.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _logits(path: Path, column: pa.ChunkedArray) -> Tensor:
-    """(sample, example, class) of a column of lists of lists."""
-    kind = column.type
-    nested = pa.types.is_fixed_size_list(kind) and pa.types.is_fixed_size_list(kind.value_type)
-    if not nested or kind.value_type.value_type not in _TYPES.values():
-        raise _unusable(path, f"has logits of type {kind}, not sample x class in float32 or float64")
-    num_samples, num_classes = kind.list_size, kind.value_type.list_size
-    by_class = pa.concat_arrays([chunk.flatten() for chunk in column.chunks])
-    flat = by_class.flatten()
-    if (
-        column.null_count
-        or by_class.null_count
-        or flat.null_count
-        or len(flat) != len(column) * num_samples * num_classes
-    ):
-        raise _unusable(path, f"lacks logits: {len(flat)} for {len(column)} rows of {num_samples} x {num_classes}")
-    values = torch.from_numpy(np.array(flat.to_numpy()))
-    return values.reshape(len(column), num_samples, num_classes).transpose(0, 1).contiguous()
-
-
-def _unusable(path: Path, what: str) -> DataError:
-    return DataError(
-        f"{path} {what}. Delete it and type the same 'bayes-lora compare' command again: it predicts what is missing."
-    )

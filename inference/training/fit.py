@@ -18,12 +18,13 @@ from bayes_lora.choices import Phase
 from bayes_lora.errors import ConfigurationError, DataError, NonFiniteLossError
 from bayes_lora.inference.training.callbacks import Clock
 from bayes_lora.inference.training.fit_options import FitOptions
+from bayes_lora.inference.training.likelihood_trainer import LikelihoodTrainer
 from bayes_lora.inference.training.progress import Display, history_entry, progress_bar
 from bayes_lora.inference.training.sealed_trainer import SealedTrainer
 from bayes_lora.inference.training.trainable import require_trainable
 from bayes_lora.inference.training.trainer import SVITrainer
 from bayes_lora.inference.training.training_rows import count_training_rows
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.models import BayesianLoRA, Classification, LikelihoodNetwork
 from bayes_lora.randomness import Part, seeded
 
 Collate = Callable[[list[Any]], dict[str, Any]]
@@ -93,8 +94,12 @@ def fit(
             "smaller batch_size give more."
         )
     first = num_steps // 2
+    # The network's own loss is that of classes; any other is the likelihood's.
+    network = model.network
+    if type(model.likelihood) is not Classification:
+        network = LikelihoodNetwork(model.network, model.likelihood)
     # Where the second phase was interrupted, this only loads what the first one ended with.
-    means = training.of_network(model.network, first, checkpoints and checkpoints / "means")
+    means = training.of_network(network, first, checkpoints and checkpoints / "means")
     of_posterior = checkpoints and checkpoints / "posterior"
     posterior = training.of_both(model, guide, num_steps - first, of_posterior, "posterior")
     later = [{**entry, "step": entry["step"] + first} for entry in posterior.history]
@@ -113,9 +118,9 @@ def fit_network(
 ) -> FitResult:
     """Train a network on its own loss, without a posterior: the point estimate, with the settings of `fit`.
 
-    Any transformers or PEFT model with a task head; what requires a gradient is trained. Arguments and errors are
-    those of `fit`; options of the posterior do nothing here. `callbacks` are the Trainer's: what must accompany the
-    training of this network.
+    Any transformers or PEFT model with a task head, or a `LikelihoodNetwork`; what requires a gradient is trained.
+    Arguments and errors are those of `fit`; options of the posterior do nothing here. `callbacks` are the Trainer's:
+    what must accompany the training of this network.
     """
     options = options or FitOptions()
     num_steps = _num_steps(train_dataset, options)
@@ -171,7 +176,11 @@ class _Training:
     ) -> FitResult:
         """Train everything in the network that requires a gradient, on its own loss."""
         require_trainable(network)
-        result = self._run(partial(SealedTrainer, network), "fit network", num_steps, checkpoints, callbacks)
+        build: Callable[..., SealedTrainer] = partial(SealedTrainer, network)
+        if isinstance(network, LikelihoodNetwork):
+            rate = self.options.likelihood_learning_rate
+            build = partial(LikelihoodTrainer, network, likelihood_learning_rate=rate)
+        result = self._run(build, "fit network", num_steps, checkpoints, callbacks)
         _check_finite(network)
         network.eval()
         return result

@@ -9,6 +9,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bayes_lora.inference.storage.checkpoints import newest_whole, require_whole, seal
 from bayes_lora.inference.training.length_groups import LengthGroups
+from bayes_lora.models import TrainedModule
 
 
 class SealedTrainer(Trainer):
@@ -46,6 +47,13 @@ class SealedTrainer(Trainer):
         super()._save_checkpoint(*args, **kwargs)
         if self.args.should_save:
             seal(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if isinstance(self.model, TrainedModule):
+            # Checkpoints of it hold what is trained; the frozen base is missing there by design.
+            trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+            load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
+        super()._issue_warnings_after_load(load_result)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with the global generators as they were afterwards.

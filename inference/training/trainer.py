@@ -1,6 +1,5 @@
 """Training under the transformers Trainer: its loss is the ELBO of model and guide."""
 
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal, get_args
@@ -18,6 +17,7 @@ from bayes_lora.inference.predictors.posterior_passes import PosteriorPasses
 from bayes_lora.inference.predictors.predictor import collect_logits
 from bayes_lora.inference.training.callbacks import MoveScale, OwnDraws
 from bayes_lora.inference.training.loss_log import LossLog
+from bayes_lora.inference.training.own_groups import batch_columns, give_own_group
 from bayes_lora.inference.training.refused_options import refuse_unsupported
 from bayes_lora.inference.training.saving_trainer import SavingTrainer
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
@@ -100,11 +100,10 @@ class SVITrainer(SavingTrainer):
                 f"{self.args.n_gpu} GPUs in one process would run copies of the network that do not see the noise. "
                 "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES to one."
             )
-        # Both are read from the forward signature of the module it was given, which takes any batch.
+        # Else read from the forward signature of the module, too.
         if self.args.label_names is None:
             self.label_names = ["labels"]
-        accepted = inspect.signature(_base(model).forward).parameters
-        self._signature_columns: Any = [*accepted, "label", "label_ids", "labels"]
+        self._signature_columns: Any = batch_columns(model.network)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, after the training rows have been counted."""
@@ -124,17 +123,8 @@ class SVITrainer(SavingTrainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        parts = (
-            (self.svi.guide, self.posterior_learning_rate),
-            (self.svi.model.likelihood, self.likelihood_learning_rate),
-        )
-        for part, rate in parts:
-            own = [parameter for parameter in part.parameters() if parameter.requires_grad]
-            known = set(map(id, own))
-            for group in optimizer.param_groups:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
-            if own:
-                optimizer.add_param_group({"params": own, "lr": rate, "weight_decay": 0.0})
+        give_own_group(optimizer, self.svi.guide, self.posterior_learning_rate)
+        give_own_group(optimizer, self.svi.model.likelihood, self.likelihood_learning_rate)
         return optimizer
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
@@ -174,12 +164,6 @@ class SVITrainer(SavingTrainer):
                 EvalPrediction(own, prediction.label_ids, inputs=prediction.inputs, losses=prediction.losses)
             )
         return {**predictive_metrics(self.svi.model.likelihood, prediction), **more}
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # Checkpoints hold what is trained; the frozen base is missing there by design.
-        trained = {name for name, parameter in self.svi.named_parameters() if parameter.requires_grad}
-        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
-        super()._issue_warnings_after_load(load_result)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, under the same draws for all batches."""
@@ -234,8 +218,3 @@ def _of_predictive(predictions: Any) -> Any:
     if isinstance(predictions, list):
         return [batch[0] for batch in predictions]
     return None if predictions is None else predictions[0]
-
-
-def _base(model: BayesianLoRA) -> Any:
-    network: Any = model.network
-    return network.get_base_model() if hasattr(network, "get_base_model") else network

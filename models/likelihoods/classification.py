@@ -11,10 +11,10 @@ from bayes_lora.checks import require_class_ids
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.metrics.classification import evaluate
 from bayes_lora.metrics.prediction import Prediction
-from bayes_lora.models.likelihoods.likelihood import Likelihood
+from bayes_lora.models.likelihoods.class_likelihood import ClassLikelihood
 
 
-class Classification(Likelihood):
+class Classification(ClassLikelihood):
     """y_i ~ Categorical(softmax(logits_i)) in the plate `data`, scaled by 1 / batch size.
 
     The negative log-likelihood is the mean over the examples of the batch, as in transformers.
@@ -84,14 +84,6 @@ class Classification(Likelihood):
     def prediction(self, logits: Tensor, labels: Tensor | None) -> Prediction:
         """Class probabilities under every draw."""
         return Prediction.of(logits, labels)
-
-    def summary(self, prediction: Any) -> Tensor:
-        """Log probabilities of the posterior predictive, (example, class)."""
-        return prediction.log_mean_probs  # type: ignore[no-any-return]
-
-    def of_summary(self, summary: Tensor, labels: Tensor | None) -> Prediction:
-        """One draw with these log probabilities."""
-        return self.prediction(summary.unsqueeze(0), labels)
 
     def metrics(self, prediction: Any) -> dict[str, float]:
         """Accuracy, NLL, ECE and Brier score, see `evaluate`."""

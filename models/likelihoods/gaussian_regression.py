@@ -1,6 +1,7 @@
 """Real numbers for each row, with Gaussian noise."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import pyro.distributions as dist
@@ -145,6 +146,32 @@ class GaussianRegression(Likelihood):
         """All draws, which is what the summary has."""
         return self.of_locations(summary.movedim(1, 0), labels)
 
+    def pack(self, prediction: Any) -> Tensor:
+        """Locations of y and logarithms of sigma, (sample, example, output, 2), in double precision."""
+        scales = prediction.scales.log().expand_as(prediction.logits)
+        return torch.stack([prediction.logits.double(), scales], dim=-1)
+
+    def unpack(self, packed: Tensor, labels: Tensor | None) -> RegressionPrediction:
+        """Sigma is the same for all rows of a sample."""
+        locations, log_scales = packed.unbind(-1)
+        return replace(self.of_locations(locations, labels), noise_scale=log_scales[:, 0].exp())
+
     def metrics(self, prediction: Any) -> dict[str, float]:
         """See `RegressionPrediction.metrics`."""
         return prediction.metrics()  # type: ignore[no-any-return]
+
+    def losses(self, prediction: Any) -> dict[str, Tensor]:
+        """NLL, and CRPS as the mean over outputs."""
+        return {"nll": -prediction.log_density, "crps": prediction.crps.mean(-1)}
+
+    def uncertainty(self, prediction: Any) -> dict[str, Tensor]:
+        """Standard deviation of the predictive, of several outputs the mean of it in units of the noise."""
+        return {"std": (prediction.total_variance / prediction.noise_variance).sqrt().mean(-1)}
+
+    def averaged(self, prediction: Any) -> Tensor:
+        """Locations in standard deviations of the predictive."""
+        return prediction.logits.double() / prediction.total_variance.sqrt()  # type: ignore[no-any-return]
+
+    def rescaled(self, prediction: Any, temperature: float) -> RegressionPrediction:
+        """Drawn out about its mean by T: of ``m + T (y - m)``; as many samples as there were."""
+        return prediction.spread(temperature)  # type: ignore[no-any-return]

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from bayes_lora.effect_handlers import SiteHandler, densities_only
 from bayes_lora.errors import LikelihoodError
+from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.metrics.uncertainty import out_of_distribution_auroc
 from bayes_lora.models.likelihoods.words import Words
 from bayes_lora.precision import kept_precise, posterior_dtype
 
@@ -146,6 +148,65 @@ class Likelihood(nn.Module, ABC):
     def labelled(self, prediction: Any, labels: Tensor) -> Any:
         """A prediction of rows whose labels are known now, (row, ...)."""
         return replace(prediction, labels=self.prediction(prediction.logits, labels).labels)
+
+    def pack(self, prediction: Any) -> Tensor:
+        """A prediction without its labels as one tensor (sample, row, ...), all that `unpack` needs to make it again.
+
+        What the likelihood has learned is in it, so that samples of networks that learned different things go together.
+        """
+        return prediction.logits  # type: ignore[no-any-return]
+
+    def unpack(self, packed: Tensor, labels: Tensor | None) -> Any:
+        """The prediction that `pack` was given, with labels (row, ...)."""
+        return self.prediction(packed, labels)
+
+    def all_metrics(self, prediction: Any, outside: Any = None) -> dict[str, float]:
+        """What a comparison reports of labelled predictions; with those of rows from elsewhere, how well they are told.
+
+        By default `metrics`, and ``ood_auroc_NAME`` for each `uncertainty`.
+        """
+        found = self.metrics(prediction)
+        if outside is None:
+            return found
+        inside, others = self.uncertainty(prediction), self.uncertainty(outside)
+        return found | {f"ood_auroc_{name}": out_of_distribution_auroc(inside[name], others[name]) for name in inside}
+
+    def row_log_density(self, prediction: Any) -> Tensor:
+        """``ln 1/S sum_s p(y_i | s)`` of the labels of each row, (row,), nats."""
+        return prediction.log_density  # type: ignore[no-any-return]
+
+    def losses(self, prediction: Any) -> dict[str, Tensor]:
+        """Metrics that are means over rows, as values of the rows, (row,) each: what tests of a comparison resample."""
+        return {"nll": -self.row_log_density(prediction)}
+
+    def uncertainty(self, prediction: Any) -> dict[str, Tensor]:
+        """How unsure a prediction is of each row, (row,) each, by name; the first is what out-of-distribution rows are
+        told by. By default nothing says so."""
+        return {}
+
+    def averaged(self, prediction: Any) -> Tensor:
+        """What the predictive is the mean over draws of, (sample, row, ...), such as probabilities; of other things so
+        measured that .005 is little. ``num_samples="auto"`` draws until its mean is known so well.
+
+        Raises:
+            LikelihoodError: this likelihood says nothing of it.
+        """
+        raise LikelihoodError(
+            f"num_samples='auto' has to know what draws are averaged for, and {type(self).__name__} does not say. Say "
+            "how many draws to take, such as num_samples=16; or define its `averaged`."
+        )
+
+    def choices(self, prediction: Any) -> Prediction | None:
+        """All choices between classes that the prediction makes, one after the other, where it makes such."""
+        return None
+
+    def rescaled(self, prediction: Any, temperature: float) -> Any:
+        """The predictive, made less sure by a temperature above 1, or surer by one below; it has one sample or more.
+
+        Raises:
+            LikelihoodError: this likelihood says nothing of temperatures.
+        """
+        raise LikelihoodError(f"{type(self).__name__} does not say what a temperature does. Define its `rescaled`.")
 
     def forward(self, logits: Tensor, labels: Tensor | None) -> None:
         """Open `logits` (deterministic) and `y` in the plate `data`, observed if there are labels.

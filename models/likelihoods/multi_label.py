@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.metrics.multi_label import MultiLabelPrediction
+from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.likelihoods.words import Words
 
@@ -77,3 +79,30 @@ class MultiLabel(Likelihood):
     def metrics(self, prediction: Any) -> dict[str, float]:
         """See `MultiLabelPrediction.metrics`."""
         return prediction.metrics()  # type: ignore[no-any-return]
+
+    def losses(self, prediction: Any) -> dict[str, Tensor]:
+        """NLL, share of labels that are right, and Brier score."""
+        return prediction.losses()  # type: ignore[no-any-return]
+
+    def uncertainty(self, prediction: Any) -> dict[str, Tensor]:
+        """Entropy and mutual information, nats, of all labels of a row together."""
+        return {
+            "entropy": prediction.total_entropy.sum(-1),
+            "mutual_information": prediction.mutual_information.sum(-1),
+        }
+
+    def averaged(self, prediction: Any) -> Tensor:
+        """Probabilities."""
+        return prediction.probs  # type: ignore[no-any-return]
+
+    def choices(self, prediction: Any) -> Prediction:
+        """Every label of every row: has it, or has it not."""
+        logits = prediction.logits.flatten(1)
+        labels = None if prediction.labels is None else prediction.labels.reshape(-1).long()
+        return Prediction(torch.stack([torch.zeros_like(logits), logits], dim=-1), labels)
+
+    def rescaled(self, prediction: Any, temperature: float) -> MultiLabelPrediction:
+        """``logit q = logit(p) / T`` for each label, p its mean probability; one sample."""
+        given = self.choices(prediction).log_mean_probs  # (row x label, 2)
+        scaled = (given[:, 1] - given[:, 0]).reshape(1, *prediction.logits.shape[1:]) / temperature
+        return MultiLabelPrediction(scaled, prediction.labels)

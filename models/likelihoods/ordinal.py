@@ -12,13 +12,13 @@ from torch.nn.functional import logsigmoid
 
 from bayes_lora.checks import require_class_ids
 from bayes_lora.errors import ConfigurationError, LikelihoodError
-from bayes_lora.metrics.ordinal import ordinal_metrics
+from bayes_lora.metrics.ordinal import grade_losses, ordinal_metrics
 from bayes_lora.metrics.prediction import Prediction
-from bayes_lora.models.likelihoods.likelihood import Likelihood
+from bayes_lora.models.likelihoods.class_likelihood import ClassLikelihood
 from bayes_lora.models.likelihoods.words import Words
 
 
-class Ordinal(Likelihood):
+class Ordinal(ClassLikelihood):
     """Grades 0 to K - 1 of one output f, a regression head, in the plate `data`, scaled by 1 / batch size.
 
         P(y_i <= k | f_i) = sigmoid(theta_k - f_i),    theta_0 < ... < theta_{K-2}
@@ -142,14 +142,14 @@ class Ordinal(Likelihood):
         found: Prediction = replace(prediction, labels=labels.reshape(-1))
         return found
 
-    def summary(self, prediction: Any) -> Tensor:
-        """Log probabilities of the posterior predictive, (example, K)."""
-        return prediction.log_mean_probs  # type: ignore[no-any-return]
-
-    def of_summary(self, summary: Tensor, labels: Tensor | None) -> Prediction:
-        """One draw with these log probabilities."""
-        return Prediction.of(summary.unsqueeze(0), labels)
-
     def metrics(self, prediction: Any) -> dict[str, float]:
         """See `ordinal_metrics`."""
         return ordinal_metrics(prediction)
+
+    def all_metrics(self, prediction: Any, outside: Any = None) -> dict[str, float]:
+        """Those of classes, and those of grades."""
+        return super().all_metrics(prediction, outside) | ordinal_metrics(prediction)
+
+    def losses(self, prediction: Any) -> dict[str, Tensor]:
+        """Those of classes, and of grades `grade_losses`."""
+        return super().losses(prediction) | grade_losses(prediction.mean_probs, prediction.labels)

@@ -11,6 +11,7 @@ from bayes_lora.checks import require_class_ids
 from bayes_lora.distributions.token_categorical import TokenCategorical
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.labels import UNLABELLED
+from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.metrics.tokens import TokenPrediction
 from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.likelihoods.words import Words
@@ -112,3 +113,21 @@ class TokenClassification(Likelihood):
     def metrics(self, prediction: Any) -> dict[str, float]:
         """See `TokenPrediction.metrics`."""
         return prediction.metrics()  # type: ignore[no-any-return]
+
+    def losses(self, prediction: Any) -> dict[str, Tensor]:
+        """-ln p of all tokens of a row by the mean number of tokens, so that the mean over rows is that over tokens."""
+        tokens = (prediction.labels >= 0).sum()
+        return {"nll": -prediction.log_density * len(prediction.labels) / tokens}
+
+    def averaged(self, prediction: Any) -> Tensor:
+        """Probabilities."""
+        return prediction.probs  # type: ignore[no-any-return]
+
+    def choices(self, prediction: Any) -> Prediction:
+        """The labelled tokens of all rows."""
+        return prediction.of_tokens  # type: ignore[no-any-return]
+
+    def rescaled(self, prediction: Any, temperature: float) -> TokenPrediction:
+        """``q(y) proportional to p(y)^(1 / T)`` for each token, p its mean probabilities; one sample."""
+        mixed = prediction.logits.double().log_softmax(-1).logsumexp(0)
+        return TokenPrediction((mixed / temperature).log_softmax(-1).unsqueeze(0), prediction.labels, self.label_names)

@@ -10,7 +10,7 @@ from bayes_lora.inference import BaseRate
 
 def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
     with Measured() as counting:
-        predictor = BaseRate(torch.tensor(fitting.fit.data["labels"]), len(fitting.label_names))
+        predictor = BaseRate(torch.tensor(fitting.fit.data["labels"]), len(fitting.task.label_names))
     return Fitted(predictor, counting.cost)
 
 
@@ -24,5 +24,6 @@ SPECS = (
         build=_build,
         needs="nothing",
         samples="one",
+        classes_only=True,
     ),
 )

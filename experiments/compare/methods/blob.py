@@ -6,7 +6,7 @@ from bayes_lora.checks import require_positive
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Option
-from bayes_lora.experiments.compare.posteriors import posterior_config, predictive
+from bayes_lora.experiments.compare.posteriors import new_start, posterior_config, predictive
 from bayes_lora.experiments.compare.training_options import OF_POINT, WEIGHT_DECAY_OF
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.inference import FitOptions, MeanFieldGuide, fit
@@ -22,7 +22,8 @@ def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
     """The last checkpoint of the training is all that is kept of it."""
     options = fitting.study.options(seed, **method.values_of(FitOptions))
     with seeded(options.seed_of(Part.GUIDE), CPU):
-        model = BayesianLoRA(fitting.new_lora(seed), _config(fitting, method)).to(fitting.device)
+        network, likelihood = new_start(fitting, seed)
+        model = BayesianLoRA(network, _config(fitting, method), likelihood).to(fitting.device)
         guide = MeanFieldGuide(model, init_scale=method.value("init_scale"))
     cost = fitting.train(partial(fit, model, guide), fitting.place(method.training.folder, seed), options)
     return predictive(fitting, method, seed, model, guide, cost)

@@ -4,7 +4,6 @@ from bayes_lora.experiments.compare.cost import Measured
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, always
 from bayes_lora.inference import Ensemble
-from bayes_lora.metrics.classification import negative_log_likelihood
 
 
 def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
@@ -12,7 +11,8 @@ def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
     members = [Ensemble(point.network, [state]) for state in fitting.point_checkpoints(point, seed)]
     with Measured() as choosing, fitting.precision():
         predictions = [member(fitting.held_out.loader()) for member in members]
-    nlls = [negative_log_likelihood(found.mean_probs, found.labels) for found in predictions]  # type: ignore[arg-type]
+    likelihood = fitting.likelihood(point.network)
+    nlls = [likelihood.metrics(found)["nll"] for found in predictions]
     best = nlls.index(min(nlls))
     return Fitted(members[best], cost + choosing.cost, {"checkpoint": best + 1})
 

@@ -28,6 +28,7 @@ def _spec(
         options=(EPOCHS, learning_rate, WEIGHT_DECAY),
         samples="one",
         stands_for=stands_for,
+        classes_only=way == "adalora",
     )
 
 

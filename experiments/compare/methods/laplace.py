@@ -69,6 +69,7 @@ def _spec(name: str, parameters: str, summary: str, python: str) -> MethodSpec:
             Option("tuning", "evidence", one_of_tunings, of="prediction"),
         ),
         chooses=_chooses,
+        classes_only=True,
         check=partial(_options, parameters),
     )
 

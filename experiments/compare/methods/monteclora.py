@@ -7,7 +7,7 @@ from typing import Any
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec
-from bayes_lora.experiments.compare.posteriors import fit_posterior, posterior_config, predictive
+from bayes_lora.experiments.compare.posteriors import fit_posterior, new_start, posterior_config, predictive
 from bayes_lora.experiments.compare.training_options import (
     OF_POINT,
     OF_POSTERIOR,
@@ -19,8 +19,8 @@ from bayes_lora.experiments.compare.training_options import (
 def _build(
     config_of: Callable[[Fitting, Method], MonteCLoRAConfig], fitting: Fitting, method: Method, seed: int
 ) -> Fitted:
-    network = partial(fitting.new_lora, seed)
-    model, guide, cost = fit_posterior(fitting, method, seed, network, config_of(fitting, method))
+    start = partial(new_start, fitting, seed)
+    model, guide, cost = fit_posterior(fitting, method, seed, start, config_of(fitting, method))
     return predictive(fitting, method, seed, model, guide, cost)
 
 

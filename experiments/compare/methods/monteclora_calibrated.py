@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import SUFFIXES, Method, MethodSpec, always
-from bayes_lora.experiments.compare.posteriors import posterior_config, predictive
+from bayes_lora.experiments.compare.posteriors import posterior_config, predictive, trained_start
 from bayes_lora.experiments.compare.training_options import OF_POSTERIOR
 from bayes_lora.inference import MonteCLoRAGuide
 from bayes_lora.models import BayesianLoRA
@@ -12,7 +12,8 @@ from bayes_lora.models import BayesianLoRA
 
 def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
     point, cost = fitting.point(seed)
-    model = BayesianLoRA(point.network, posterior_config(fitting, method))
+    network, likelihood = trained_start(fitting, point)
+    model = BayesianLoRA(network, posterior_config(fitting, method), likelihood)
     return predictive(fitting, replace(method, calibrated=True), seed, model, MonteCLoRAGuide(model), cost)
 
 

@@ -1,8 +1,10 @@
 """`monteclora_posthoc`: the posterior alone, on the point estimate."""
 
+from functools import partial
+
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec
-from bayes_lora.experiments.compare.posteriors import fit_posterior, posterior_config, predictive
+from bayes_lora.experiments.compare.posteriors import fit_posterior, posterior_config, predictive, trained_start
 from bayes_lora.experiments.compare.training_options import (
     OF_POSTERIOR,
     POSTERIOR_LEARNING_RATE,
@@ -15,7 +17,7 @@ def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
     point, before = fitting.point(seed)
     changes = {"phases": "posterior", "epochs": quarter_of_epochs(fitting.study)}
     config = posterior_config(fitting, method)
-    model, guide, cost = fit_posterior(fitting, method, seed, lambda: point.network, config, **changes)
+    model, guide, cost = fit_posterior(fitting, method, seed, partial(trained_start, fitting, point), config, **changes)
     return predictive(fitting, method, seed, model, guide, before + cost)
 
 

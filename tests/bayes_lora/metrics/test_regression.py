@@ -14,19 +14,28 @@ from bayes_lora.metrics.regression import RegressionPrediction
 NOISES = pytest.mark.parametrize("nu", [None, 3.0, 30.0], ids=["Gaussian", "t(3)", "t(30)"])
 
 
-def drawn(nu: float | None, num_samples: int = 6, spread: float = 1.0, num_rows: int = 5) -> RegressionPrediction:
+UNEQUAL = pytest.mark.parametrize("unequal", [False, True], ids=["one noise", "a noise for each draw"])
+
+
+def drawn(
+    nu: float | None, num_samples: int = 6, spread: float = 1.0, num_rows: int = 5, unequal: bool = False
+) -> RegressionPrediction:
     generator = torch.Generator().manual_seed(0)
     logits = spread * torch.randn(num_samples, num_rows, 2, generator=generator, dtype=torch.double)
     labels = 1.5 * torch.randn(num_rows, 2, generator=generator, dtype=torch.double)
-    return RegressionPrediction(logits, labels, torch.tensor([0.4, 1.3], dtype=torch.double), nu)
+    scale = torch.tensor([0.4, 1.3], dtype=torch.double)
+    if unequal:
+        scale = scale * torch.linspace(0.5, 2, num_samples, dtype=torch.double).unsqueeze(-1)
+    return RegressionPrediction(logits, labels, scale, nu)
 
 
 def mixture(prediction: RegressionPrediction, row: int, output: int) -> list[Any]:
     """SciPy's distribution under each draw."""
-    scale = float(prediction.noise_scale[output])
+    scales = prediction.scales[:, 0, output].tolist()
     nu = prediction.degrees_of_freedom
     build: Any = stats.norm if nu is None else lambda loc, scale: stats.t(nu, loc, scale)
-    return [build(float(location), scale) for location in prediction.logits[:, row, output]]
+    locations = prediction.logits[:, row, output].tolist()
+    return [build(*of_draw) for of_draw in zip(locations, scales, strict=True)]
 
 
 def cdf(prediction: RegressionPrediction, row: int, output: int, value: float) -> float:
@@ -34,8 +43,9 @@ def cdf(prediction: RegressionPrediction, row: int, output: int, value: float) -
 
 
 @NOISES
-def test_densities_and_moments_by_hand(nu: float | None) -> None:
-    prediction = drawn(nu)
+@UNEQUAL
+def test_densities_and_moments_by_hand(nu: float | None, unequal: bool) -> None:
+    prediction = drawn(nu, unequal=unequal)
     assert prediction.labels is not None
     for row in range(5):
         parts = [
@@ -54,9 +64,10 @@ def test_densities_and_moments_by_hand(nu: float | None) -> None:
 
 
 @NOISES
+@UNEQUAL
 @pytest.mark.parametrize("spread", [0.0, 1.0, 30.0])
-def test_the_crps_is_its_integral(nu: float | None, spread: float) -> None:
-    prediction = drawn(nu, num_samples=3, spread=spread, num_rows=1)
+def test_the_crps_is_its_integral(nu: float | None, spread: float, unequal: bool) -> None:
+    prediction = drawn(nu, num_samples=3, spread=spread, num_rows=1, unequal=unequal)
     assert prediction.labels is not None
     for row in range(1):
         for output in range(2):
@@ -84,14 +95,26 @@ def test_the_crps_of_one_gaussian_in_closed_form() -> None:
 
 
 @NOISES
-def test_quantiles_are_where_the_distribution_function_says(nu: float | None) -> None:
-    prediction = drawn(nu, spread=3.0)
+@UNEQUAL
+def test_quantiles_are_where_the_distribution_function_says(nu: float | None, unequal: bool) -> None:
+    prediction = drawn(nu, spread=3.0, unequal=unequal)
     for probability in (0.01, 0.3, 0.95):
         found = prediction.quantile(probability)
         torch.testing.assert_close(prediction.cdf(found), torch.full_like(found, probability), rtol=1e-9, atol=1e-12)
         assert cdf(prediction, 2, 1, float(found[2, 1])) == pytest.approx(probability)
     with pytest.raises(ConfigurationError, match="probability=1"):
         prediction.quantile(1)
+
+
+@NOISES
+def test_drawn_out_its_quantiles_are_further_from_the_mean(nu: float | None) -> None:
+    prediction = drawn(nu)
+    wide = prediction.spread(2.5)
+    torch.testing.assert_close(wide.mean, prediction.mean)
+    torch.testing.assert_close(wide.total_variance, 2.5**2 * prediction.total_variance)
+    for probability in (0.05, 0.5, 0.8):
+        away = prediction.quantile(probability) - prediction.mean
+        torch.testing.assert_close(wide.quantile(probability), prediction.mean + 2.5 * away, rtol=1e-9, atol=1e-9)
 
 
 def simulated(noise_scale: float, nu: float | None = None, num_rows: int = 4000) -> RegressionPrediction:

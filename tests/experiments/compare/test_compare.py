@@ -90,7 +90,7 @@ def test_temperature_keeps_the_class_and_is_chosen_on_held_out_rows(done: Result
 
     def nll(at: float) -> float:
         probs = (held_out.logits[0].double() / at).softmax(-1)
-        return float(example_losses(probs, held_out.labels)["nll"].mean())  # type: ignore[arg-type]
+        return float(example_losses(probs, held_out.labels)["nll"].mean())
 
     assert nll(temperature) <= min(nll(0.9 * temperature), nll(min(1e3, 1.1 * temperature)), nll(1.0)) + 1e-9
 

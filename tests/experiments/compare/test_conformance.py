@@ -31,7 +31,7 @@ def fitting(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Fitting:
     rows = study.load()
     tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
     fit, held_out = (EncodedRows.of(rows.task, part, tokenizer, study) for part in study.split(rows, 0))
-    return Fitting(study, rows.task.label_names, fit, held_out, tmp_path_factory.mktemp("trained"))
+    return Fitting(study, rows.task, fit, held_out, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")

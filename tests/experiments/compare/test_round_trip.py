@@ -26,7 +26,7 @@ def logits_of(path: Path) -> bytes:
     """Without the seconds that it took."""
     from bayes_lora.inference.storage.predictions import read_prediction
 
-    return read_prediction(path).prediction.logits.numpy().tobytes()
+    return read_prediction(path).packed.numpy().tobytes()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,6 +1,7 @@
 """Every family of tasks keeps what `TaskFamily` promises: found by its file, so a new one is tested by being there."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from bayes_lora.errors import TaskError
+from bayes_lora.errors import ConfigurationError, TaskError
+from bayes_lora.experiments.compare.methods import parse_methods
+from bayes_lora.experiments.compare.running import HELD_OUT, Results
 from bayes_lora.experiments.families.family import TaskFamily, task_families
 from bayes_lora.experiments.rows.rows import read_rows
 from bayes_lora.experiments.runs.run_config import RunConfig
@@ -16,6 +19,7 @@ from bayes_lora.experiments.runs.runs import fit_run, load_run
 from bayes_lora.experiments.tasks.sources import RowsSource
 from bayes_lora.experiments.tasks.tasks import Task
 from bayes_lora.inference import FitOptions
+from tests.experiments.commands import run
 
 FAMILIES = pytest.mark.parametrize("family", task_families().values(), ids=task_families())
 NUM_ROWS = 24
@@ -77,3 +81,39 @@ def test_a_run_of_it(family: TaskFamily, rows_file: Path, base: str, tmp_path: P
     prediction = found.predict(found.encode(rows.validation))
     assert found.model.likelihood.metrics(prediction) == metrics["posterior_predictive"]
     assert torch.isfinite(prediction.logits).all()
+
+
+COMPARED = (
+    "map,temperature,mc_dropout,swag,deep_ensemble[members=2]+temperature,blob,monteclora_posthoc,"
+    "monteclora+calibrated+temperature,early_stopping,checkpoint_ensemble[members=2]"
+)
+
+
+@FAMILIES
+def test_it_is_compared(family: TaskFamily, rows_file: Path, base: str, tmp_path: Path) -> None:
+    """Every way of predicting, on the same rows; what is stored is what is judged."""
+    out = tmp_path / "study"
+    rows = ["compare", "--train-file", rows_file, "--task-type", family.name, "--text-columns", "text"]
+    command = [*rows, "--base-model", base, "--methods", COMPARED, "--seeds", "0", "--out", out, "--json"]
+    quick = ["--epochs", "2", "--batch-size", "8", "--num-samples", "4", "--held-out", "0.3", "--rank", "2"]
+    found = json.loads(run(*command, *quick, "--lr", "1e-2").stdout)
+    assert (found["failed"], found["missing"]) == ([], [])
+    methods = parse_methods(COMPARED)
+    assert found["methods"].keys() == {method.label for method in methods}
+    results = Results(out, tuple(methods), (0,), with_outside=False)
+    for method in methods:
+        stored, numbers = results.read(method, 0), found["methods"][method.label]["0"]
+        assert stored.likelihood.kind == results.read(methods[0], 0).likelihood.kind
+        assert stored.likelihood.all_metrics(stored.prediction)["nll"] == pytest.approx(numbers["nll"], rel=1e-12)
+        if method.tempered:
+            before, after = (results.read(of, 0, HELD_OUT) for of in (method.untempered, method))
+            nlls = [of.likelihood.losses(of.prediction)["nll"].mean() for of in (before, after)]
+            assert nlls[1] <= nlls[0] + 1e-9
+    point, ensemble = (results.read(found, 0).packed for found in (methods[0], methods[4].untempered))
+    assert torch.equal(point[0], ensemble[0])
+    assert not torch.equal(ensemble[0], ensemble[1])
+    names = {path.name for path in out.iterdir()}
+    assert {"table.md", "significance.csv", "overview.png", "reliability.png"} <= names
+    if family.name != "classification":
+        with pytest.raises(ConfigurationError, match=f"leave it out of --methods for {family.name}"):
+            run(*rows, "--base-model", base, "--methods", "base_rate", "--out", tmp_path / "other")

@@ -12,7 +12,7 @@ from bayes_lora.inference import MonteCLoRAGuide, SVITrainer, predict
 from bayes_lora.inference.diagnostics import enough_draws
 from bayes_lora.inference.predictors.posterior_passes import PosteriorPasses
 from bayes_lora.metrics.monte_carlo_error import monte_carlo_error
-from bayes_lora.models import BayesianLoRA, GaussianRegression
+from bayes_lora.models import BayesianLoRA, GaussianRegression, Likelihood
 from tests.networks import Batch, build_network, build_pair, learnable_rows
 
 Pair = tuple[BayesianLoRA, MonteCLoRAGuide]
@@ -101,9 +101,13 @@ def test_what_it_cannot_take(batch: Batch) -> None:
     with pytest.raises(ConfigurationError, match="tolerance=0"):
         predict(*pair, [batch], num_samples="auto", tolerance=0)
     model, guide = pair
-    model.likelihood = GaussianRegression(1.0)
+
+    class Silent(GaussianRegression):
+        averaged = Likelihood.averaged
+
+    model.likelihood = Silent(1.0)
     del batch["labels"]
-    with pytest.raises(LikelihoodError, match=r"GaussianRegression has none\. Say how many draws to take"):
+    with pytest.raises(LikelihoodError, match=r"Silent does not say\. Say how many draws to take"):
         predict(model, guide, [batch], num_samples="auto")
 
 

@@ -17,12 +17,13 @@ from bayes_lora.inference import MonteCLoRAGuide, evaluate, predict
 from bayes_lora.inference.guides.autoguides import autoguide
 from bayes_lora.inference.guides.mean_field import MeanFieldGuide
 from bayes_lora.inference.predictors.scale_calibration import _score, calibrate_scale
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.models import BayesianLoRA, Classification
 from tests.networks import Batch, build_network, make_batch
 
 ELBO: dict[str, Any] = {"objective": "elbo", "num_train_examples": 20}
 BOUNDS = (1e-2, 10.0)
 SAMPLES = 8
+CLASSES, BLOCK = Classification(), 4  # of as many draws by design
 
 
 class LinearClassifier(torch.nn.Module):
@@ -154,7 +155,8 @@ def test_few_rows_are_not_enough_to_know() -> None:
     best, nll = min(found.tried, key=lambda pair: pair[1])
     model.set_sample_scale(best)
     drawn, mean = (
-        _score(predict(model, guide, [batch], num_samples=SAMPLES, at_mean=at_mean)) for at_mean in (False, True)
+        _score(CLASSES, predict(model, guide, [batch], num_samples=SAMPLES, at_mean=at_mean), BLOCK)
+        for at_mean in (False, True)
     )
     assert found.mean_nll - nll > 2 * drawn.error
     difference = (mean.of_rows - drawn.of_rows).numpy()
@@ -200,7 +202,7 @@ def test_the_error_is_the_one_over_choices_of_draws() -> None:
     model, batch = build(3.0)
     guide = MonteCLoRAGuide(model)
     model.set_sample_scale(0.3)
-    scores = [_score(predict(model, guide, [batch], num_samples=16, seed=seed)) for seed in range(80)]
+    scores = [_score(CLASSES, predict(model, guide, [batch], num_samples=16, seed=seed), BLOCK) for seed in range(80)]
     scatter = np.std([score.nll for score in scores], ddof=1)
     # The standard deviation of 80 normal numbers is known to 1 in sqrt(160), and the formula is of first order.
     assert abs(np.mean([score.error for score in scores]) / scatter - 1) < 4 / math.sqrt(160)

@@ -54,7 +54,7 @@ def test_there_and_back(path: Path, dtype: torch.dtype, labelled: bool, num_samp
     torch.testing.assert_close(found.prediction.logits, written.prediction.logits, rtol=0, atol=0)
     assert found.prediction.logits.is_contiguous()
     if labelled:
-        assert torch.equal(found.prediction.labels, written.prediction.labels)  # type: ignore[arg-type]
+        assert torch.equal(found.prediction.labels, written.prediction.labels)
         assert all_metrics(found.prediction) == pytest.approx(all_metrics(written.prediction), rel=1e-15)
     else:
         assert found.prediction.labels is None
@@ -148,7 +148,7 @@ def test_a_damaged_file_is_never_taken_for_whole(path: Path) -> None:
         else:
             # Statistics and encodings that a reader does not need.
             assert torch.equal(found.prediction.logits, written.prediction.logits)
-            assert torch.equal(found.prediction.labels, written.prediction.labels)  # type: ignore[arg-type]
+            assert torch.equal(found.prediction.labels, written.prediction.labels)
             assert (found.row_ids, found.about) == (written.row_ids, written.about)
     assert refused > 100
 

@@ -15,7 +15,15 @@ from transformers import BertForTokenClassification, TrainingArguments
 
 import bayes_lora as bl
 from bayes_lora.errors import LikelihoodError
-from bayes_lora.inference import FitOptions, MonteCLoRAGuide, SVITrainer, fit, predict
+from bayes_lora.inference import (
+    FitOptions,
+    MonteCLoRAGuide,
+    SVITrainer,
+    TemperatureScaled,
+    fit,
+    fit_temperature,
+    predict,
+)
 from bayes_lora.models import BayesianLoRA, Likelihood, Ordinal
 from bayes_lora.models.likelihoods.gaussian_regression import GaussianRegression
 from bayes_lora.models.likelihoods.kinds import likelihood_kinds
@@ -139,3 +147,73 @@ def test_it_trains_and_predicts(likelihood: Likelihood, tmp_path: Path) -> None:
         assert evaluated[f"eval_{name}"] == pytest.approx(value, rel=1e-5), name
         assert f"eval_point_{name}" in evaluated
     assert evaluated["eval_loss"] == pytest.approx(evaluated["eval_nll"], rel=1e-5)
+
+
+def predicted(likelihood: Likelihood, num_samples: int = 4) -> Any:
+    logits = logits_of(likelihood, num_samples, 40)
+    with torch.no_grad():
+        return likelihood.prediction(logits, labels_for(likelihood, logits[0]))
+
+
+@KINDS
+def test_a_packed_prediction_is_the_prediction(likelihood: Likelihood) -> None:
+    prediction = predicted(likelihood)
+    packed = likelihood.pack(prediction)
+    again = likelihood.unpack(packed, prediction.labels)
+    assert likelihood.metrics(again) == pytest.approx(likelihood.metrics(prediction), rel=1e-12)
+    assert torch.equal(likelihood.pack(again), packed)
+    # Another likelihood of the kind, which has learned nothing, reads it as well.
+    build, _ = OTHERS.get(likelihood.kind, (lambda: type(likelihood).from_settings(nn.Identity(), {}), 0))
+    other = build().unpack(packed, prediction.labels)
+    assert likelihood.metrics(other)["nll"] == pytest.approx(likelihood.metrics(prediction)["nll"], rel=1e-12)
+
+
+@KINDS
+def test_losses_are_what_metrics_are_the_means_of(likelihood: Likelihood) -> None:
+    prediction = predicted(likelihood)
+    metrics, losses = likelihood.all_metrics(prediction), likelihood.losses(prediction)
+    assert "nll" in losses
+    for name, values in losses.items():
+        assert values.shape == (40,)
+        assert float(values.mean()) == pytest.approx(metrics[name], rel=1e-9), name
+
+
+@KINDS
+def test_uncertainties_tell_rows_that_are_less_sure(likelihood: Likelihood) -> None:
+    prediction = predicted(likelihood)
+    outside = likelihood.prediction(logits_of(likelihood, 4, 30), None)
+    for name, values in likelihood.uncertainty(prediction).items():
+        assert values.shape == (40,)
+        assert 0 <= likelihood.all_metrics(prediction, outside)[f"ood_auroc_{name}"] <= 1
+        assert likelihood.all_metrics(prediction, prediction)[f"ood_auroc_{name}"] == pytest.approx(0.5)
+
+
+@KINDS
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_the_fitted_temperature_has_the_least_nll(likelihood: Likelihood, num_samples: int) -> None:
+    prediction = predicted(likelihood, num_samples)
+
+    def nll(temperature: float) -> float:
+        return float(likelihood.losses(likelihood.rescaled(prediction, temperature))["nll"].mean())
+
+    found = fit_temperature(prediction, likelihood)
+    assert 1e-3 < found < 1e3
+    least = nll(found)
+    for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2.0):
+        assert nll(found * factor) > least
+    # At 1 the predictive is what it was; of one sample the prediction is, too.
+    if num_samples == 1:
+        same = likelihood.rescaled(prediction, 1.0)
+        assert likelihood.metrics(same) == pytest.approx(likelihood.metrics(prediction), rel=1e-9)
+    scaled = TemperatureScaled(lambda loader, **_: prediction, found, likelihood)([])
+    assert float(likelihood.losses(scaled)["nll"].mean()) == pytest.approx(least, rel=1e-12)
+
+
+@KINDS
+def test_a_temperature_makes_less_sure(likelihood: Likelihood) -> None:
+    prediction = predicted(likelihood)
+    sure, unsure = (likelihood.rescaled(prediction, temperature) for temperature in (0.5, 2.0))
+    for values, others in zip(
+        likelihood.uncertainty(sure).values(), likelihood.uncertainty(unsure).values(), strict=True
+    ):
+        assert (values <= others + 1e-12).all()

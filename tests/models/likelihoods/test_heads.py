@@ -132,7 +132,7 @@ def test_plain_pyro_learns_the_likelihood_as_well(name: str) -> None:
     import pyro
     from pyro.infer import SVI, TraceMeanField_ELBO
 
-    model, guide = build(name)
+    model, guide = build(name, num_train_examples=24)
     before = {key: value.detach().clone() for key, value in model.likelihood.named_parameters()}
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), TraceMeanField_ELBO())
     for _ in range(2):
