@@ -160,6 +160,10 @@ class GaussianRegression(Likelihood):
         """See `RegressionPrediction.metrics`."""
         return prediction.metrics()  # type: ignore[no-any-return]
 
+    def row_log_density(self, prediction: Any) -> Tensor:
+        """See `RegressionPrediction.log_density`."""
+        return prediction.log_density  # type: ignore[no-any-return]
+
     def losses(self, prediction: Any) -> dict[str, Tensor]:
         """NLL, and CRPS as the mean over outputs."""
         return {"nll": -prediction.log_density, "crps": prediction.crps.mean(-1)}

@@ -173,7 +173,7 @@ class Likelihood(nn.Module, ABC):
 
     def row_log_density(self, prediction: Any) -> Tensor:
         """``ln 1/S sum_s p(y_i | s)`` of the labels of each row, (row,), nats."""
-        return prediction.log_density  # type: ignore[no-any-return]
+        return self.log_predictive_density(prediction.logits, prediction.labels)
 
     def losses(self, prediction: Any) -> dict[str, Tensor]:
         """Metrics that are means over rows, as values of the rows, (row,) each: what tests of a comparison resample."""

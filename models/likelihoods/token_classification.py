@@ -114,6 +114,10 @@ class TokenClassification(Likelihood):
         """See `TokenPrediction.metrics`."""
         return prediction.metrics()  # type: ignore[no-any-return]
 
+    def row_log_density(self, prediction: Any) -> Tensor:
+        """See `TokenPrediction.log_density`."""
+        return prediction.log_density  # type: ignore[no-any-return]
+
     def losses(self, prediction: Any) -> dict[str, Tensor]:
         """-ln p of all tokens of a row by the mean number of tokens, so that the mean over rows is that over tokens."""
         tokens = (prediction.labels >= 0).sum()
