@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import pyro
 import pyro.distributions as dist
@@ -23,6 +23,7 @@ from bayes_lora.models.likelihoods.classification import Classification
 from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
 from bayes_lora.models.own_sites import OwnSites
 from bayes_lora.precision import posterior_dtype
+from bayes_lora.running_statistics import hold, with_running_statistics
 
 # The term of the loss that a site of the model belongs to, by the first part of the site's name.
 LOSS_TERMS = {"y": "nll", **KL_TERMS, "cooperative": "cooperative"}
@@ -94,6 +95,7 @@ class BayesianLoRA(nn.Module):
         # In a tuple, so that the module system does not see them a second time.
         self._linears: tuple[Any, ...] = tuple(adapter.linear for adapter in self.sites.adapters)
         self._checkpointable: list[Any] = [m for m in network.modules() if hasattr(m, "gradient_checkpointing")]
+        self._held = with_running_statistics(network)
 
     def forward(self, **batch: Any) -> Tensor:
         """Logits (example, class) under one draw, as a Pyro model."""
@@ -214,6 +216,12 @@ class BayesianLoRA(nn.Module):
         """
         self.config = replace(self.config, num_train_examples=number)
         self.sites.set_num_train_examples(number)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module, but that batch normalization keeps the base model's statistics."""
+        super().train(mode)
+        hold(self._held)
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> "BayesianLoRA":
         # Sampling stays in float32 or better where the network is cast to half precision.

@@ -43,6 +43,8 @@ NOT_RUN = {
     "ground-truth.md: bayes-lora ground-truth",
     "hub.md: bayes-lora push",
     "hub.md: python",
+    "images.md: bayes-lora fit",
+    "images.md: bayes-lora predict",
     "own-rows.md: bayes-lora fit",
     "quantized.md: python",
     "speed.md: bayes-lora bench",

@@ -14,6 +14,7 @@ from bayes_lora.experiments.command_line.options import (
     DeviceOption,
     DrawsOption,
     EpochsOption,
+    EvalDirOption,
     EvalFileOption,
     JsonFlag,
     LabelColumnOption,
@@ -24,6 +25,7 @@ from bayes_lora.experiments.command_line.options import (
     TaskOption,
     TaskTypeOption,
     TextColumnsOption,
+    TrainDirOption,
     TrainFileOption,
     seed_numbers,
     typed,
@@ -61,6 +63,8 @@ def compare_command(
     data_dir: DataDirOption = None,
     train_file: TrainFileOption = None,
     eval_file: EvalFileOption = None,
+    train_dir: TrainDirOption = None,
+    eval_dir: EvalDirOption = None,
     text_columns: TextColumnsOption = None,
     label_column: LabelColumnOption = "label",
     task_type: TaskTypeOption = "classification",
@@ -130,6 +134,7 @@ def compare_command(
     from bayes_lora.experiments.compare.report import FILES, write_report
     from bayes_lora.experiments.compare.running import run_study
     from bayes_lora.experiments.compare.study import Study, conventions_of
+    from bayes_lora.experiments.families.family import task_family
     from bayes_lora.experiments.runs.device import resolve_device
     from bayes_lora.inference import FitOptions
     from bayes_lora.inference.finetuning.lora import LoRAOptions
@@ -140,12 +145,12 @@ def compare_command(
         if name not in typed(context)
     }
     wanted = parse_methods(methods)
-    if "methods" not in typed(context) and task_type != "classification":
+    if "methods" not in typed(context) and not task_family(task_type).of_classes:
         wanted = [method for method in wanted if not method.spec.classes_only]
     against = reference_methods(reference, wanted, typed(context))
     shown = short_names(short or [], wanted)
     # Beside rows of one's own it is the folder of the task outside.
-    of_task = None if train_file and outside else data_dir
+    of_task = None if (train_file or train_dir) and outside else data_dir
     study = Study(
         source=rows_source({**given, "data_dir": of_task, "limit": None, "train_rows": None, "seed": 0}),
         outside=outside,

@@ -48,6 +48,6 @@ def print_predictions(task: Task, described: Sequence[Row], most: int = 10) -> N
         table.add_column(column, justify="right", no_wrap=True)
     for row, predicted in zip(described, cells, strict=False):
         table.add_row(
-            *(Text(task.family.shown_text(row[column])) for column in task.columns), *map(Text, predicted.values())
+            *(Text(task.family.inputs.shown(row[column])) for column in task.columns), *map(Text, predicted.values())
         )
     Console().print(table)

@@ -15,6 +15,7 @@ from bayes_lora.experiments.command_line.options import (
     DeviceOption,
     DrawsOption,
     EpochsOption,
+    EvalDirOption,
     EvalFileOption,
     JsonFlag,
     LabelColumnOption,
@@ -28,6 +29,7 @@ from bayes_lora.experiments.command_line.options import (
     TaskOption,
     TaskTypeOption,
     TextColumnsOption,
+    TrainDirOption,
     TrainFileOption,
     require_alone,
 )
@@ -44,6 +46,8 @@ def fit_command(
     data_dir: DataDirOption = None,
     train_file: TrainFileOption = None,
     eval_file: EvalFileOption = None,
+    train_dir: TrainDirOption = None,
+    eval_dir: EvalDirOption = None,
     text_columns: TextColumnsOption = None,
     label_column: LabelColumnOption = "label",
     task_type: TaskTypeOption = "classification",
@@ -147,4 +151,4 @@ def _report_fit(out: Path, metrics: dict[str, Any], *, as_json: bool) -> None:
     before, after = ("before: the adapter", "after: predictive") if post_hoc else ("point estimate", PREDICTIVE)
     compared = {before: metrics["point"], after: metrics["posterior_predictive"]}
     print_metrics(compared, f"{metrics['num_train']} training rows, {metrics['num_validation']} validation rows")
-    say(f"Saved in {out}. Predict with: bayes-lora predict {out} --input ROWS.jsonl")
+    say(f"Saved in {out}. Predict with: bayes-lora predict {out} --input ROWS")

@@ -17,11 +17,18 @@ DataDirOption = Annotated[
     Path | None, typer.Option(help="Reads <data-dir>/<task>/{train,validation}.jsonl.gz instead of the hub.")
 ]
 TrainFileOption = Annotated[Path | None, typer.Option(help="Your own rows: .jsonl, .jsonl.gz or .csv.")]
+TrainDirOption = Annotated[
+    Path | None, typer.Option(help="Your own images or recordings, in a folder for each class: DIR/CLASS/*.")
+]
+EvalDirOption = Annotated[Path | None, typer.Option(help="Those to evaluate on; by default a tenth of --train-dir.")]
 EvalFileOption = Annotated[Path | None, typer.Option(help="Rows to evaluate on; by default a tenth of --train-file.")]
 TextColumnsOption = Annotated[str | None, typer.Option(help="One column, or two separated by a comma.")]
 LabelColumnOption = Annotated[str, typer.Option(help="Column with the label, such as the class.")]
-TaskTypeOption = Annotated[str, typer.Option(help="What --train-file is about: {task_types}.")]
-MaxLengthOption = Annotated[int | None, typer.Option(help="Tokens a row is cut to; by default the task's.")]
+TaskTypeOption = Annotated[str, typer.Option(help="What --train-file or --train-dir is about: {task_types}.")]
+MaxLengthOption = Annotated[
+    int | None,
+    typer.Option(help="Tokens a row is cut to, by default the task's; of a recording seconds, by default 30."),
+]
 
 # The network, its adapters and its training.
 BaseModelOption = Annotated[str, typer.Option(help="{base_models}")]

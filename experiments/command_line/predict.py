@@ -14,7 +14,11 @@ from bayes_lora.experiments.command_line.options import DeviceOption, JsonFlag, 
 def predict_command(
     run: Annotated[Path, typer.Argument(help="A folder that fit wrote.")],
     input_file: Annotated[
-        Path | None, typer.Option("--input", help="Rows to predict; by default those the run was evaluated on.")
+        Path | None,
+        typer.Option(
+            "--input",
+            help="Rows to predict, of images and recordings their folder; by default those the run was evaluated on.",
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where to write the predictions, .jsonl.")] = None,
     num_samples: NumSamplesOption = None,
@@ -37,13 +41,13 @@ def predict_command(
     from bayes_lora.experiments.runs.outputs import check_output
     from bayes_lora.experiments.runs.predictions import described_rows, own_rows
     from bayes_lora.experiments.runs.runs import load_run
-    from bayes_lora.experiments.tasks.tasks import checked_rows
+    from bayes_lora.experiments.tasks.folders import input_rows
 
     if output is not None:
         check_output(output, overwrite=overwrite)
     fitted = load_run(run, resolve_device(device))
     task = fitted.config.task
-    rows = own_rows(run, task) if input_file is None else checked_rows(task, input_file, labelled=False)
+    rows = own_rows(run, task) if input_file is None else input_rows(task, input_file)
     data = fitted.encode(rows, with_labels=False)
     prediction = fitted.predict(data, num_samples=drawn, draws=draws, at_mean=at_mean, console=Console(stderr=True))
     by_name = input_file is not None and fitted.config.labels_are_names

@@ -19,6 +19,8 @@ def rows_source(given: Mapping[str, Any]) -> RowsSource:
         data_dir=_resolved(given["data_dir"]),
         train_file=_resolved(given["train_file"]),
         eval_file=_resolved(given["eval_file"]),
+        train_dir=_resolved(given["train_dir"]),
+        eval_dir=_resolved(given["eval_dir"]),
         text_columns=tuple(name.strip() for name in columns.split(",")) if columns else (),
         label_column=given["label_column"],
         limit=given["limit"],

@@ -264,7 +264,7 @@ class Method:
             check = checks[name]
             if check is not None:
                 check(f"{self.label}: {name}", value)
-        if self.spec.classes_only and fitting.task.task_type != "classification":
+        if self.spec.classes_only and not fitting.task.family.of_classes:
             raise ConfigurationError(
                 f"{self.label} takes one class for each row: leave it out of --methods for {fitting.task.task_type}."
             )

@@ -186,7 +186,7 @@ class _Bench:
 
     Attributes:
         study, rows: of all methods and seeds.
-        tokenizer: of the base model.
+        processor: of the base model.
         folder: where is kept what is trained.
         console: for progress bars.
         device: where networks train and predict.
@@ -195,7 +195,7 @@ class _Bench:
 
     study: Study
     rows: StudyRows
-    tokenizer: Any
+    processor: Any
     folder: Path
     console: Console | None
     device: torch.device
@@ -204,22 +204,22 @@ class _Bench:
 
     @classmethod
     def of(cls, study: Study, rows: StudyRows, folder: Path, console: Console | None, device: torch.device) -> "_Bench":
-        tokenizer = load_base_model(study.base_model, rows.task.label_names, rows.task.task_type).tokenizer
-        evaluated = EncodedRows.of(rows.task, rows.evaluated, tokenizer, study)
+        processor = load_base_model(study.base_model, rows.task.label_names, rows.task.task_type).processor
+        evaluated = EncodedRows.of(rows.task, rows.evaluated, processor, study)
         parts = {EVALUATED: (rows.task.name, str(study.eval_split), evaluated)}
         if rows.outside is not None:
             task = rows.outside.task
-            found = EncodedRows.of(task, rows.outside.validation, tokenizer, study, labelled=False)
+            found = EncodedRows.of(task, rows.outside.validation, processor, study, labelled=False)
             parts[OUTSIDE] = (task.name, "validation", found)
         shown = console if console is not None and console.is_terminal else None
-        return cls(study, rows, tokenizer, folder / _TRAINED, shown, device, parts)
+        return cls(study, rows, processor, folder / _TRAINED, shown, device, parts)
 
     def fitting(self, seed: int) -> Fitting:
         """What trains on the rows of a seed."""
         key = 0 if self.study.splits == "shared" else seed
         if key not in self._fittings:
             task, parts = self.rows.task, self.study.split(self.rows, key)
-            fit, held_out = (EncodedRows.of(task, part, self.tokenizer, self.study) for part in parts)
+            fit, held_out = (EncodedRows.of(task, part, self.processor, self.study) for part in parts)
             made = Fitting(self.study, task, fit, held_out, self.folder, self.console, self.device)
             self._fittings[key] = made
         return self._fittings[key]

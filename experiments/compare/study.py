@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
 from bayes_lora.checks import require_choice, require_count, require_fraction, require_seed
 from bayes_lora.choices import Draws, EvalSplit, Splits
 from bayes_lora.errors import ConfigurationError, DataError
+from bayes_lora.experiments.families.family import task_family
+from bayes_lora.experiments.inputs.inputs import Encoded
 from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.runs.study_folder import STUDY_FILE
 from bayes_lora.experiments.tasks.encoding import encode
@@ -25,9 +26,6 @@ from bayes_lora.inference.finetuning.lora import LoRAOptions
 from bayes_lora.inference.storage.predictions import row_id
 from bayes_lora.models import Likelihood
 from bayes_lora.randomness import Part, stream
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 # What studies of version 0.1 did, and do not say.
 BEFORE: Mapping[str, str] = {"splits": "shared", "seeding": "shared", "draws": "independent"}
@@ -87,6 +85,8 @@ class Study:
             raise ConfigurationError(
                 f"--outside {self.outside} is the task itself, whose rows cannot be told from its rows. Name another."
             )
+        if task_family(self.source.task_type).inputs.suffixes:
+            self._check_files()
         for seed in self.seeds:
             require_seed("seeds", seed)
         require_count("num_samples", self.num_samples)
@@ -98,6 +98,12 @@ class Study:
         for name in ("train_rows", "eval_rows"):
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name))
+
+    def _check_files(self) -> None:
+        if self.outside is not None:
+            raise ConfigurationError(f"--outside {self.outside} is a task of texts, not of files as these. Drop it.")
+        if self.training.group_by_length:
+            raise ConfigurationError("--group-by-length knows the length of texts only. Drop it.")
 
     def options(self, seed: int, **changes: Any) -> FitOptions:
         """Of a training under this seed."""
@@ -157,15 +163,15 @@ class Study:
         return 1.0 if self.train_rows is None else min(1.0, (self.train_rows - 0.5) / len(rows))
 
     def _hold_out(self, task: Task, rows: Sequence[Row], fraction: float, seed: int = 0) -> tuple[list[Row], list[Row]]:
-        path = Path(self.source.train_file or task.name)
+        path = Path(self.source.train_file or self.source.train_dir or task.name)
         return task.family.hold_out(rows, task.label_column, path, fraction=fraction, seed=seed)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the places of the rows on this machine: what they are, their checksum says."""
         found = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
-        del found["source"]["data_dir"], found["outside_dir"]
+        del found["source"]["data_dir"], found["source"]["train_dir"], found["source"]["eval_dir"], found["outside_dir"]
         # Not written of classes, so that studies from before there were types go on.
-        if found["source"]["task_type"] == "classification":
+        if self.source.task_type == RowsSource.task_type:
             del found["source"]["task_type"]
         del found["source"]["train_rows"]  # which is a run's; a study has its own
         for settings, name in ((found, "splits"), (found["training"], "seeding"), (found, "draws")):
@@ -215,27 +221,28 @@ class StudyRows:
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """A part of the rows as a tokenizer reads them."""
+    """A part of the rows as the networks read them; `lengths` says how much there is in each."""
 
-    data: "Dataset"
+    data: Encoded
     row_ids: tuple[str, ...]
     batch_size: int
     collate: Callable[[list[Any]], dict[str, Any]]
+    lengths: Callable[[Any], Sequence[int]]
 
     @cached_property
     def by_length(self) -> list[int]:
         """Indices of the rows from the longest to the shortest: in batches of similar rows little is padding."""
-        lengths = [len(tokens) for tokens in self.data["input_ids"]]
+        lengths = self.lengths(self.data)
         return sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
     @classmethod
     def of(
-        cls, task: Task, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, study: Study, *, labelled: bool = True
+        cls, task: Task, rows: Sequence[Row], processor: Any, study: Study, *, labelled: bool = True
     ) -> "EncodedRows":
         """Encode; out-of-distribution rows keep no labels, which would mean something else here."""
-        data = encode(task, list(rows), tokenizer, max_length=study.max_length, with_labels=labelled)
-        ids = tuple(row_id(row, task.columns) for row in rows)
-        return cls(data, ids, study.training.batch_size, task.family.collate(tokenizer))
+        data = encode(task, list(rows), processor, max_length=study.max_length, with_labels=labelled)
+        ids, inputs = tuple(row_id(row, task.identity) for row in rows), task.family.inputs
+        return cls(data, ids, study.training.batch_size, inputs.collate(processor), inputs.lengths)
 
     def halves(self) -> tuple["EncodedRows", "EncodedRows"]:
         """Every second row, and the others."""
@@ -243,7 +250,7 @@ class EncodedRows:
 
     def _part(self, indices: range) -> "EncodedRows":
         ids = tuple(self.row_ids[index] for index in indices)
-        return EncodedRows(self.data.select(indices), ids, self.batch_size, self.collate)
+        return EncodedRows(self.data.select(indices), ids, self.batch_size, self.collate, self.lengths)
 
     def loader(self) -> "DataLoader[Any]":
         """In batches, by length; the global generator is left as it is."""

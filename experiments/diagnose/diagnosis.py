@@ -106,7 +106,7 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
     if any(not isinstance(row.get(task.label_column), int) for row in rows):
         raise DataError(f"the rows that {folder} was evaluated on have no labels. Diagnose a run with labelled rows.")
     history = read_rows(folder / HISTORY_FILE)
-    data, collate = run.encode(rows), run.config.task.family.collate(run.tokenizer)
+    data, collate = run.encode(rows), task.family.inputs.collate(run.processor)
     loader: DataLoader[Any] = DataLoader(data, batch_size=run.config.training.batch_size, collate_fn=collate)
     some = data.select(range(min(_MAP_ROWS, len(rows))))
     parts = _parts(run)

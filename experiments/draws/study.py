@@ -117,5 +117,7 @@ def _batches(run: Run, place: Path, rows: int | None) -> Sequence[Mapping[str, A
     if any(row.get(task.label_column) is None for row in known):
         raise DataError(f"the rows that {place} was evaluated on have no labels. Give a run with labelled rows.")
     data = run.encode(known)
-    order = sorted(range(len(data)), key=lambda index: len(data[index]["input_ids"]))
-    return list(DataLoader(data.select(order), batch_size=_BATCH_SIZE, collate_fn=task.family.collate(run.tokenizer)))
+    inputs = task.family.inputs
+    lengths = inputs.lengths(data)
+    order = sorted(range(len(data)), key=lambda index: lengths[index])
+    return list(DataLoader(data.select(order), batch_size=_BATCH_SIZE, collate_fn=inputs.collate(run.processor)))

@@ -34,6 +34,7 @@ class Classification(TaskFamily):
         "mutual_information",
     )
     stratified = True
+    of_classes = True
     table_note = "; entropy and mutual information (MI) in nats"
 
     def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":

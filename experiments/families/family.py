@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bayes_lora.discovery import classes_of
 from bayes_lora.errors import DataError, TaskError
 from bayes_lora.experiments import families
+from bayes_lora.experiments.inputs.inputs import Inputs
+from bayes_lora.experiments.inputs.text import Text
 from bayes_lora.experiments.rows.rows import Row, hold_out
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TaskFamily(ABC):
-    """One kind of task over one or two texts. A subclass in a file of this package is found by its `name`.
+    """One kind of task. A subclass in a file of this package is found by its `name`.
 
     A label is kept in rows as the network learns it, such as a class id; files of the user's own may say it otherwise,
     such as by the class's name.
@@ -30,12 +32,16 @@ class TaskFamily(ABC):
         output_columns: what `describe` adds to a row; no text or label column may have one of these names.
         stratified: whether rows are held out with the same share of every label in both parts.
         table_note: what the title of such a table adds, such as units.
+        inputs: how rows become what the network reads.
+        of_classes: whether a label is one class, and the network has an output for each: what some methods need.
     """
 
     name: ClassVar[str]
     output_columns: ClassVar[tuple[str, ...]]
     stratified: ClassVar[bool] = False
     table_note: ClassVar[str] = ""
+    inputs: ClassVar[Inputs] = Text()
+    of_classes: ClassVar[bool] = False
 
     @abstractmethod
     def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":
@@ -82,39 +88,11 @@ class TaskFamily(ABC):
         """What is wrong with a task of these label names."""
         return None
 
-    def text_fault(self, text: Any) -> str | None:
-        """What a text must be, where this is none."""
-        return None if isinstance(text, str) else "it must be text"
-
-    def shown_text(self, text: Any) -> str:
-        """A text as a table shows it."""
-        return str(text)
-
-    def tokens(
-        self, tokenizer: Any, texts: Sequence[Sequence[Any]], labels: Sequence[Any] | None, limit: int
-    ) -> dict[str, Any]:
-        """The tokenizer's columns for the one or two texts of each row, and ``labels`` where they are given.
-
-        Args:
-            tokenizer: of the base model; of a pair, the longer text is cut first.
-            texts: one or two columns of texts.
-            labels: as the network learns them, or None.
-            limit: tokens after which a row is cut.
-        """
-        columns = dict(tokenizer(*texts, truncation="longest_first", max_length=limit, padding=False))
-        return columns if labels is None else {**columns, "labels": labels}
-
     def auto_class(self) -> Any:
         """transformers' Auto class that loads a base model with the head."""
         from transformers import AutoModelForSequenceClassification
 
         return AutoModelForSequenceClassification
-
-    def collate(self, tokenizer: Any) -> Any:
-        """Makes a batch of a list of encoded rows."""
-        from transformers import DataCollatorWithPadding
-
-        return DataCollatorWithPadding(tokenizer)
 
     def with_labels(self, rows: Sequence[Row], column: str, label_names: Sequence[str], path: Path) -> list[Row]:
         """Copies of a file's rows, each with its label as the network learns it.

@@ -18,6 +18,7 @@ class Ordinal(Classification):
     """Labels are ids of grades, in their order; files of the user's own hold the grades, which are numbers."""
 
     name = "ordinal"
+    of_classes = False
 
     def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":
         """Cumulative logits."""

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from bayes_lora.errors import DataError
 from bayes_lora.experiments.families.family import TaskFamily, written
+from bayes_lora.experiments.inputs.words import Words, split
 from bayes_lora.experiments.rows.rows import Row
-from bayes_lora.labels import TO_PREDICT, UNLABELLED
+from bayes_lora.labels import UNLABELLED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 class TokenClassification(TaskFamily):
     """A text is a list of words, its label that of their class ids; files of the user's own hold the classes' names.
 
-    In a CSV file both are text, with blanks between words and between classes. A word of several pieces has its class
-    at the first; of a row that is cut, the words left over have none.
+    In a CSV file both are text, with blanks between words and between classes.
     """
 
     name = "token_classification"
+    inputs = Words()
     output_columns = ("label_names", "prediction", "probability", "mutual_information", "point_prediction")
     table_note = "; mutual information (MI) in nats, of all words together"
 
@@ -45,54 +46,11 @@ class TokenClassification(TaskFamily):
 
         return AutoModelForTokenClassification
 
-    def collate(self, tokenizer: Any) -> Any:
-        """Labels are padded as tokens are."""
-        from transformers import DataCollatorForTokenClassification
-
-        return DataCollatorForTokenClassification(tokenizer)
-
     def check_names(self, label_names: Sequence[str]) -> str | None:
         """At least two classes."""
         if len(label_names) < 2:
             return f"has the classes {tuple(label_names)}: token classification needs at least two classes"
         return None
-
-    def text_fault(self, text: Any) -> str | None:
-        """Words."""
-        words = _split(text)
-        right = isinstance(words, list) and words and all(isinstance(word, str) for word in words)
-        return None if right else "it must be a list of words, or words with blanks between them"
-
-    def shown_text(self, text: Any) -> str:
-        """The words with blanks between them."""
-        return " ".join(_split(text))
-
-    def tokens(
-        self, tokenizer: Any, texts: Sequence[Sequence[Any]], labels: Sequence[Any] | None, limit: int
-    ) -> dict[str, Any]:
-        """Tokens of each row, with a label for every one: the word's at its first piece, -1 there where it is not
-        known, and -100 elsewhere.
-
-        Raises:
-            DataError: a text is a pair, or has another number of labels than of words.
-        """
-        if len(texts) != 1:
-            raise DataError("token classification reads one text, a list of words. Name one text column.")
-        words = [_split(text) for text in texts[0]]
-        columns = tokenizer(words, is_split_into_words=True, truncation=True, max_length=limit, padding=False)
-        found = []
-        for row, of_row in enumerate(words):
-            known = [TO_PREDICT] * len(of_row) if labels is None else labels[row]
-            if len(known) != len(of_row):
-                raise DataError(
-                    f"row {row + 1} has {len(of_row)} words and {len(known)} labels. Give one for each word."
-                )
-            places, before = [], None
-            for word in columns.word_ids(row):
-                places.append(UNLABELLED if word is None or word == before else known[word])
-                before = word
-            found.append(places)
-        return {**columns, "labels": found}
 
     def describe(self, prediction: Any, index: int, label_names: Sequence[str]) -> Row:
         """Of each word the class, its probability, and how far draws disagree on it; the words' classes where known."""
@@ -176,12 +134,8 @@ class TokenClassification(TaskFamily):
         return pad_sequence(found, batch_first=True, padding_value=UNLABELLED)
 
 
-def _split(text: Any) -> Any:
-    return text.split() if isinstance(text, str) else text
-
-
 def _tags(label: Any) -> list[str]:
-    names = _split(label)
+    names = split(label)
     if not isinstance(names, list) or any(not isinstance(name, str) or name == "" for name in names):
         raise DataError("labels must be a list of names, one for each word, or names with blanks between them.")
     return names

@@ -1,28 +1,27 @@
-"""Base models: what a name given as ``--base-model`` stands for, and the network and tokenizer behind it."""
+"""Base models: what a name given as ``--base-model`` stands for, and the network and processor behind it."""
 
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from bayes_lora.errors import BaseModelError, ConfigurationError
+from bayes_lora.errors import BaseModelError, ConfigurationError, MissingExtraError
 from bayes_lora.experiments.families.family import TaskFamily, task_family
 from bayes_lora.experiments.networks.named_models import named_models
 
 
 class BaseModel(NamedTuple):
-    """A network with a task head, its tokenizer, and the paths of its modules that start at random."""
+    """A network with a task head, what makes its inputs, and the paths of its modules that start at random.
+
+    The processor is its tokenizer, image processor or feature extractor.
+    """
 
     network: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
     new_modules: tuple[str, ...]
 
 
@@ -61,57 +60,47 @@ def resolve_base_model(name: str) -> str:
 
 
 def load_base_model(name: str, label_names: Sequence[str], task_type: str = "classification") -> BaseModel:
-    """A network with a new head for a task, its tokenizer, and which of its modules are new.
-
-    A tokenizer without a padding token (GPT-2, LLaMA) pads with its end-of-sequence token, and the network is told.
+    """A network with a new head for a task, its processor, and which of its modules are new.
 
     Args:
         name: as `resolve_base_model` takes it.
         label_names: (class,) what the class ids mean.
-        task_type: the name of a `TaskFamily`, which says what the head is.
+        task_type: the name of a `TaskFamily`, which says what the head and the inputs are.
 
     Raises:
         TaskError: an unknown type.
         ConfigurationError: label names that do not suit it, such as fewer than two classes.
-        BaseModelError: the model cannot be found or opened, or is no text classifier.
+        BaseModelError: the model cannot be found or opened, or is of another kind than the task.
     """
     family = task_family(task_type)
     fault = family.check_names(label_names)
     if fault is not None:
         raise ConfigurationError(f"label_names={tuple(label_names)!r}: the task {fault}.")
-    source = resolve_base_model(name)
+    source, inputs = resolve_base_model(name), family.inputs
     try:
-        # Without trust_remote_code=False, transformers would ask on the terminal, and wait.
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        _check_kind(name, source, family)
+        processor = inputs.load_processor(source)
         network, new_modules = _load_network(source, family, label_names)
+    except (BaseModelError, MissingExtraError):
+        raise
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise BaseModelError(
-            f"The base model {name!r} could not be loaded as a text classifier ({type(error).__name__}: {error}). "
+            f"The base model {name!r} could not be loaded as {inputs.network} ({type(error).__name__}: {error}). "
             "Check the spelling and the network connection, or give a local folder that save_pretrained wrote, or "
-            f"{' or '.join(map(repr, named_models()))}."
+            f"{' or '.join(map(repr, inputs.suggested or named_models()))}."
         ) from error
-    _check_tokenizer(name, tokenizer)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    network.config.pad_token_id = tokenizer.pad_token_id
-    # Not every saved tokenizer knows how far the network's positions reach; beyond them it would fail.
-    positions = getattr(network.config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < tokenizer.model_max_length:
-        tokenizer.model_max_length = positions
-    return BaseModel(network, tokenizer, new_modules)
+    inputs.settle(name, network, processor)
+    return BaseModel(network, processor, new_modules)
 
 
-def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    # From a folder without tokenizer files, transformers makes a tokenizer to which every word is unknown.
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+def _check_kind(name: str, source: str, family: TaskFamily) -> None:
+    # What transformers says itself is that a file is missing, or the names of all models that it has.
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if type(config) not in family.auto_class()._model_mapping:
+        known = family.inputs.suggested or named_models()
         raise BaseModelError(
-            f"The base model {name!r} comes without tokenizer files. Save its tokenizer into the same folder: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(folder)."
-        )
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise BaseModelError(
-            f"The tokenizer of {name!r} has neither a padding nor an end-of-sequence token, so rows of different "
-            "length cannot share a batch. Set tokenizer.pad_token and save it into a local folder."
+            f"The base model {name!r} is of type {config.model_type!r}, and transformers has none of that type that is "
+            f"{family.inputs.network}. Give another with --base-model, such as {' or '.join(known)}."
         )
 
 

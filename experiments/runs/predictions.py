@@ -31,5 +31,5 @@ def own_rows(folder: Path, task: Task) -> list[Row]:
     Raises:
         DataError: the file is missing or damaged.
     """
-    columns = (*task.columns, task.label_column)
+    columns = dict.fromkeys((*task.columns, *task.identity, task.label_column))
     return [{name: row[name] for name in columns} for row in checked_rows(task, folder / PREDICTIONS_FILE)]

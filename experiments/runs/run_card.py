@@ -22,7 +22,7 @@ def card_facts(config: RunConfig, metrics: Mapping[str, Any]) -> CardFacts:
     return CardFacts(
         task=task.name,
         label_names=task.label_names,
-        texts=task.templates or task.text_columns,
+        texts=task.family.inputs.called or task.templates or task.text_columns,
         max_length=config.max_length or task.max_length,
         base_model=None if named is None else named.on_the_hub,
         dataset=task.hub,

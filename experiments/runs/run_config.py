@@ -57,7 +57,7 @@ class RunConfig:
     @property
     def labels_are_names(self) -> bool:
         """Whether files like those of the run hold the class itself, not its id."""
-        return self.source is not None and self.source.train_file is not None
+        return self.source is not None and self.source.task is None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, from which `from_json` makes the same configuration."""

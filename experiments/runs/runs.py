@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
 from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError, DataError, RunExistsError
+from bayes_lora.experiments.inputs.inputs import Encoded
 from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.experiments.networks.trained_adapter import TrainedAdapter, load_adapter
 from bayes_lora.experiments.rows.rows import Row, write_jsonl
@@ -55,32 +55,29 @@ from bayes_lora.inference.storage.posterior_files import SavedKind
 from bayes_lora.models import BayesianLoRA
 from bayes_lora.randomness import Part, seeded
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 
 @dataclass(frozen=True)
 class Run:
-    """A fitted model with what is needed to use it."""
+    """A fitted model with what is needed to use it: its processor is the tokenizer, or what else makes its inputs."""
 
     config: RunConfig
     model: BayesianLoRA
     guide: LoRAGuide
-    tokenizer: PreTrainedTokenizerBase
+    processor: Any
 
     @property
     def device(self) -> torch.device:
         """Where the network is."""
         return self.model.sites.example.device
 
-    def encode(self, rows: Sequence[Row], *, with_labels: bool = True) -> "Dataset":
+    def encode(self, rows: Sequence[Row], *, with_labels: bool = True) -> Encoded:
         """The rows as this run's network reads them."""
         config = self.config
-        return encode(config.task, list(rows), self.tokenizer, max_length=config.max_length, with_labels=with_labels)
+        return encode(config.task, list(rows), self.processor, max_length=config.max_length, with_labels=with_labels)
 
     def predict(
         self,
-        data: "Dataset",
+        data: Encoded,
         *,
         num_samples: int | Literal["auto"] | None = None,
         draws: Draws | None = None,
@@ -91,7 +88,7 @@ class Run:
         if num_samples is None:
             num_samples = self.config.num_samples
         training = self.config.training
-        collate = self.config.task.family.collate(self.tokenizer)
+        collate = self.config.task.family.inputs.collate(self.processor)
         loader: DataLoader[Any] = DataLoader(data, batch_size=training.batch_size, collate_fn=collate)
         what = "predict at the mean" if at_mean else f"predict with {draws_text(num_samples)}"
         shown = console is not None and console.is_terminal
@@ -123,7 +120,7 @@ def new_run(config: RunConfig, device: torch.device = CPU) -> Run:
         model = BayesianLoRA(network, config.posterior, config.task.family.likelihood(network, config.task.label_names))
         with _own_stream(training, Part.GUIDE):
             guide = _new_guide(model, config.guide)
-    return Run(config, model.to(device), guide.to(device), base.tokenizer)
+    return Run(config, model.to(device), guide.to(device), base.processor)
 
 
 def _new_guide(model: BayesianLoRA, guide: SavedKind) -> LoRAGuide:
@@ -140,12 +137,12 @@ def _own_stream(training: FitOptions, part: Part) -> AbstractContextManager[None
     return nullcontext() if training.seeding == "shared" else seeded(training.seed_of(part), CPU)
 
 
-def train(run: Run, data: "Dataset", console: Console | None = None, checkpoints: Path | None = None) -> FitResult:
+def train(run: Run, data: Encoded, console: Console | None = None, checkpoints: Path | None = None) -> FitResult:
     """Fit the run on encoded, labelled rows, from the newest whole checkpoint where there is one.
 
     Its mean adapter is then at the guide's centre, whatever the guide is.
     """
-    collate = run.config.task.family.collate(run.tokenizer)
+    collate = run.config.task.family.inputs.collate(run.processor)
     found = fit(
         run.model, run.guide, data, run.config.training, collate=collate, console=console, checkpoints=checkpoints
     )
@@ -196,8 +193,8 @@ class _Prepared:
 
     run: Run
     rows: TaskRows
-    train: "Dataset"
-    validation: "Dataset"
+    train: Encoded
+    validation: Encoded
 
     @classmethod
     def of(cls, config: RunConfig, rows: TaskRows, device: torch.device) -> "_Prepared":
@@ -253,4 +250,4 @@ def load_run(folder: Path, device: torch.device = CPU) -> Run:
     with seeded(config.training.seed, CPU):
         base = load_base_model(config.base_model, config.task.label_names, config.task.task_type)
     model, guide = load_posterior(base.network, folder / POSTERIOR_FOLDER)
-    return Run(config, model.to(device), guide.to(device), base.tokenizer)
+    return Run(config, model.to(device), guide.to(device), base.processor)

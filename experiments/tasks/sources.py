@@ -7,12 +7,14 @@ from pathlib import Path
 
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import TaskError
+from bayes_lora.experiments.families.family import task_family
+from bayes_lora.experiments.tasks.folders import folder_task, folder_types
 from bayes_lora.experiments.tasks.tasks import TASKS, TaskRows, file_task, load_task
 
 
 @dataclass(frozen=True)
 class RowsSource:
-    """A built-in task, or the user's own files.
+    """A built-in task, or the user's own rows: in one file, or as a folder of files.
 
     Attributes:
         task: a built-in task, or None.
@@ -24,10 +26,13 @@ class RowsSource:
         limit: use the first so many rows of each split only.
         train_rows: use the first so many training rows only.
         seed: of the hold-out.
-        task_type: of those files, the name of a `TaskFamily`.
+        task_type: of the user's own rows, the name of a `TaskFamily`.
+        train_dir: folder of the user's images or recordings, a folder for each class.
+        eval_dir: those to evaluate on; None holds some of the others out.
 
     Raises:
-        TaskError: not one of `task` and `train_file`, or an option of the other one.
+        TaskError: not one of `task`, `train_file` and `train_dir`, an option of another one, or rows of a kind that
+            this type of task does not have.
         ConfigurationError: `limit`, `train_rows` or `seed` cannot have that value.
     """
 
@@ -41,10 +46,16 @@ class RowsSource:
     seed: int = 0
     task_type: str = "classification"
     train_rows: int | None = None
+    train_dir: str | None = None
+    eval_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.task is None) == (self.train_file is None):
-            raise TaskError(f"Give either --task ({', '.join(TASKS)}) or --train-file, one of the two.")
+        if sum(place is not None for place in (self.task, self.train_file, self.train_dir)) != 1:
+            raise TaskError(
+                f"Give either --task ({', '.join(TASKS)}) or --train-file, or --train-dir for images and recordings: "
+                "one of them."
+            )
+        self._check_kind()
         if self.train_file is not None and not self.text_columns:
             raise TaskError("--train-file needs --text-columns: one column name, or two separated by a comma.")
         self._refuse_idle_options()
@@ -53,28 +64,50 @@ class RowsSource:
             if value is not None:
                 require_count(option, value)
 
+    def _check_kind(self) -> None:
+        """Rows of one file and files in folders are for different types of tasks."""
+        of_files = bool(task_family(self.task_type).inputs.suffixes)
+        if self.train_dir is not None and not of_files:
+            raise TaskError(
+                f"--train-dir is a folder of files, which --task-type {self.task_type} does not read. Say --task-type "
+                f"{' or '.join(folder_types())}; rows that stand in one file are --train-file."
+            )
+        if self.train_file is not None and of_files:
+            raise TaskError(
+                f"--task-type {self.task_type} reads files in folders. Give --train-dir, a folder with one for each "
+                "class, in place of --train-file."
+            )
+
     def _refuse_idle_options(self) -> None:
         """An option that would do nothing is a misunderstanding, which only its user can clear up."""
-        idle: dict[str, object]
+        own_label = None if self.label_column == "label" else self.label_column
+        idle: dict[str, object] = {}
         if self.task is None:
-            idle, why = {"--data-dir": self.data_dir}, "belongs to --task; rows of your own are in --train-file"
+            idle["--data-dir"], why = self.data_dir, "belongs to --task; rows of your own are in --train-file"
         else:
-            own_label = None if self.label_column == "label" else self.label_column
-            idle = {"--eval-file": self.eval_file, "--text-columns": self.text_columns, "--label-column": own_label}
-            idle |= {"--task-type": None if self.task_type == "classification" else self.task_type}
+            idle["--task-type"] = None if self.task_type == "classification" else self.task_type
+        if self.train_file is None:
+            idle |= {"--eval-file": self.eval_file, "--text-columns": self.text_columns, "--label-column": own_label}
             why = f"belongs to --train-file; --task {self.task} says by itself which rows and columns it has"
+        if self.train_dir is not None:
+            why = "does not go with --train-dir, whose folders are the classes; --eval-dir has files to evaluate on"
+        else:
+            idle["--eval-dir"] = self.eval_dir
         for option, value in idle.items():
             if value:
+                why = "belongs to --train-dir" if option == "--eval-dir" else why
                 raise TaskError(f"{option} {why}. Drop one of the two.")
 
     def load(self) -> TaskRows:
         """The task and its rows.
 
         Raises:
-            TaskError, DataError: see `load_task` and `file_task`.
+            TaskError, DataError: see `load_task`, `file_task` and `folder_task`.
         """
         if self.task is not None:
             rows = load_task(self.task, _path(self.data_dir))
+        elif self.train_dir is not None:
+            rows = folder_task(Path(self.train_dir), _path(self.eval_dir), task_type=self.task_type, seed=self.seed)
         else:
             assert self.train_file is not None
             rows = file_task(
@@ -90,8 +123,13 @@ class RowsSource:
 
 
 def digest(rows: TaskRows) -> str:
-    """A checksum of all rows, by which a resumed run knows that they are still the same."""
-    return hashlib.sha256(json.dumps([rows.train, rows.validation], sort_keys=True).encode()).hexdigest()
+    """A checksum of all rows, by which a resumed run knows that they are still the same, wherever they are."""
+    places = set(rows.task.columns) - set(rows.task.identity)
+    parts = [
+        [{name: value for name, value in row.items() if name not in places} for row in part]
+        for part in (rows.train, rows.validation)
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _path(text: str | None) -> Path | None:

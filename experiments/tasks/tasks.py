@@ -13,15 +13,15 @@ from bayes_lora.experiments.rows.rows import Row, read_rows
 
 @dataclass(frozen=True)
 class Task:
-    """A task over one text or a pair of texts.
+    """A task over one text or a pair of texts, or over files.
 
     Attributes:
         name: as typed after ``--task``.
-        text_columns: the one or two columns with the text.
+        text_columns: the one or two columns with the text; of files the one with their paths.
         label_column: the column with the label; of a classification the class id, 0 to ``len(label_names) - 1``.
         label_names: what the class ids mean; empty where labels have no names.
         hub: dataset and configuration on the Hugging Face hub, or None for rows from elsewhere.
-        max_length: tokens after which a row is cut.
+        max_length: tokens after which a row of text is cut.
         templates: what the model reads, where that is more than the text columns: one or two format strings over
             column names, such as "{word}: {sentence1}". Empty: the text columns as they are. Being plain text, they
             are saved with a run, where a function could not be.
@@ -89,6 +89,11 @@ class Task:
                     raise TaskError(f"Task {self.name!r}: template {template!r} may hold plain {{column}} fields only.")
                 found[column] = None
         return tuple(found)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Columns that say what a row is, wherever it is kept."""
+        return self.family.inputs.identity or self.columns
 
     def texts(self, row: Row) -> tuple[str, ...]:
         """The one or two texts of a checked row, as the model reads them."""
@@ -215,7 +220,7 @@ def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) 
                     " Name the columns with --text-columns and --label-column, or add it."
                 )
         for column in task.columns:
-            fault = task.family.text_fault(row[column])
+            fault = task.family.inputs.fault(row[column])
             if fault is not None:
                 raise DataError(f"{where}, row {number}, column {column!r} holds {row[column]!r}: {fault}.")
         label = row[task.label_column] if labelled else None
@@ -256,15 +261,35 @@ def file_task(
         DataError: a file, column or label is missing or malformed; fewer than two classes; an evaluation label that
             no training row has; too few rows to hold any out.
     """
-    family = task_family(task_type)
     # The names are not known yet: two stand-ins let the same checks of names and texts run first.
     draft = Task(Path(train_file).name.split(".")[0], text_columns, label_column, ("0", "1"), task_type=task_type)
     train = checked_rows(draft, Path(train_file), labelled=False)
-    names = family.names_in(train, label_column, train_file)
-    train = family.with_labels(train, label_column, names, train_file)
-    if eval_file is None:
-        train, validation = family.hold_out(train, label_column, train_file, fraction=holdout, seed=seed)
+    evaluated = None if eval_file is None else (checked_rows(draft, Path(eval_file), labelled=False), eval_file)
+    return with_names(draft, (train, train_file), evaluated, holdout=holdout, seed=seed)
+
+
+def with_names(
+    draft: Task, train: tuple[list[Row], Path], evaluated: tuple[list[Row], Path] | None, *, holdout: float, seed: int
+) -> TaskRows:
+    """A task of the user's own once its rows are there: with the names of their labels, which become what the network
+    learns.
+
+    Args:
+        draft: the task with any names.
+        train: rows, with labels as they were written, and the place that they are from.
+        evaluated: the same of those to evaluate on; None holds some of the training rows out.
+        holdout: what part of them.
+        seed: of the hold-out.
+
+    Raises:
+        ConfigurationError, DataError: see `file_task`.
+    """
+    family, column = draft.family, draft.label_column
+    rows, path = train
+    names = family.names_in(rows, column, path)
+    known = family.with_labels(rows, column, names, path)
+    if evaluated is None:
+        known, validation = family.hold_out(known, column, path, fraction=holdout, seed=seed)
     else:
-        validation = checked_rows(draft, Path(eval_file), labelled=False)
-        validation = family.with_labels(validation, label_column, names, eval_file)
-    return TaskRows(replace(draft, label_names=names), train, validation)
+        validation = family.with_labels(evaluated[0], column, names, evaluated[1])
+    return TaskRows(replace(draft, label_names=names), known, validation)

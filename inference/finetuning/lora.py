@@ -20,6 +20,7 @@ _ATTENTION = {
     *("q", "k", "v"),
     *("c_attn", "query_key_value", "qkv", "Wqkv"),
 }
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # PEFT trains and saves every module of a sequence classifier whose path ends so.
 _PEFT_HEADS = ("classifier", "score")
 
@@ -79,20 +80,25 @@ def add_lora(
         ) from error
 
 
-def _task_type(network: nn.Module) -> str:
-    """Under which PEFT opens the network again: what its outputs are of."""
+def _task_type(network: nn.Module) -> str | None:
+    """Under which PEFT opens the network again: what its outputs are of. None for one that reads no tokens, to which
+    PEFT's own classes would pass some."""
+    if getattr(network, "main_input_name", "input_ids") != "input_ids":
+        return None
     of_tokens = type(network).__name__.endswith("ForTokenClassification")
     found: str = peft.TaskType.TOKEN_CLS if of_tokens else peft.TaskType.SEQ_CLS
     return found
 
 
 def _trained_in_full(network: nn.Module, new_modules: Sequence[str]) -> list[str]:
-    """`modules_to_save`, without the names that PEFT adds itself.
+    """`modules_to_save`, without the names that PEFT adds itself; it adds none where it knows no type of task.
 
     It keeps adapters off the modules named there. Those that only end like its own names (DistilBERT's pre_classifier)
     it wraps as well, but would give an adapter first: they must be named.
     """
     matched = [path for path, _ in network.named_modules() if path.endswith(_PEFT_HEADS)]
+    if _task_type(network) is None:
+        return list(dict.fromkeys([*new_modules, *matched]))
     return [path for path in dict.fromkeys([*new_modules, *matched]) if path not in _PEFT_HEADS]
 
 
@@ -102,17 +108,18 @@ def lora_targets(network: nn.Module, which: str) -> list[str] | str:
     Args:
         network: the base model, without adapters.
         which: "attention" for the query, key and value projections; "all-linear" for every linear layer but the head;
-            otherwise module names separated by commas, each the end of a module's path as PEFT matches it.
+            otherwise names of linear layers and convolutions separated by commas, each the end of a module's path as
+            PEFT matches it.
 
     Raises:
         ConfigurationError: no module of that name; the message gives names that there are.
     """
     if which == "all-linear":
         return "all-linear"
-    paths = [path for path, module in network.named_modules() if _is_linear(module)]
-    # In order of appearance, so that the same network gives the same configuration file.
-    last_parts = list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
-    some = ", ".join(last_parts[:8])
+    # nn.Linear, from which quantized layers derive, and GPT-2's projections, linear layers with transposed weights.
+    last_parts = _names_of(network, nn.Linear, Conv1D)
+    convolutions = _names_of(network, *_CONVOLUTIONS)
+    some = ", ".join(last_parts[:8]) + (f"; its convolutions {', '.join(convolutions[:8])}" if convolutions else "")
     if which == "attention":
         found = [name for name in last_parts if name in _ATTENTION]
         if not found:
@@ -124,6 +131,7 @@ def lora_targets(network: nn.Module, which: str) -> list[str] | str:
     names = [name.strip() for name in which.split(",") if name.strip()]
     if not names:
         raise ConfigurationError(f"No target module is named. Give 'attention', 'all-linear', or some of {some}.")
+    paths = [path for path, of in network.named_modules() if isinstance(of, (nn.Linear, Conv1D, *_CONVOLUTIONS))]
     for name in names:
         if not any(path == name or path.endswith(f".{name}") for path in paths):
             raise ConfigurationError(
@@ -133,7 +141,7 @@ def lora_targets(network: nn.Module, which: str) -> list[str] | str:
     return names
 
 
-def _is_linear(module: nn.Module) -> bool:
-    # GPT-2's projections are transformers' Conv1D, a linear layer with its weight transposed; quantized layers derive
-    # from nn.Linear.
-    return isinstance(module, nn.Linear | Conv1D)
+def _names_of(network: nn.Module, *kinds: type[nn.Module]) -> list[str]:
+    """The last parts of modules' paths, in order of appearance: the same network gives the same configuration file."""
+    paths = (path for path, module in network.named_modules() if isinstance(module, kinds))
+    return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))

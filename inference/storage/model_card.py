@@ -1,6 +1,5 @@
 """Model cards: the README.md of a saved posterior, as the Hugging Face hub reads it."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,16 @@ from typing import Any, Literal
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors.torch import load_file
 from torch import nn
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+)
 
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.files import read_json, write_whole
 from bayes_lora.inference.guides.draw_design import draws_text
 from bayes_lora.inference.guides.lora_guide import LoRAGuide
+from bayes_lora.inference.storage.card_usage import HERE, usage
 from bayes_lora.inference.storage.posterior_files import (
     ADAPTER_CONFIG_FILE,
     CARD_FILE,
@@ -27,8 +31,6 @@ from bayes_lora.inference.storage.posterior_files import (
 from bayes_lora.metrics.titles import title_of
 from bayes_lora.models.likelihoods.words import Words
 
-# Where a card says to load the posterior from, until it is known under which name it is on the hub.
-_HERE = "path/to/this/folder"
 _PIPELINES = {
     "SEQ_CLS": "text-classification",
     "TOKEN_CLS": "token-classification",
@@ -43,7 +45,8 @@ class CardFacts:
     Attributes:
         task: its name, such as "mrpc".
         label_names: (class,) what the class ids mean.
-        texts: the one or two texts of a row: the names of columns, or templates over them.
+        texts: the one or two texts of a row: the names of columns, or templates over them; or what else a row is, such
+            as "an image".
         max_length: tokens after which a row was cut.
         base_model: name of the base model on the hub, where it was loaded from elsewhere.
         dataset: name of the training data on the hub, and of their configuration or None.
@@ -93,7 +96,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 
 def located_card(text: str, repo_id: str) -> str:
     """A card that loads the posterior from its repository on the hub."""
-    return text.replace(_HERE, repo_id)
+    return text.replace(HERE, repo_id)
 
 
 def _card(folder: Path, facts: CardFacts) -> str:
@@ -109,7 +112,15 @@ def _card(folder: Path, facts: CardFacts) -> str:
         _task_section(facts, words),
         _results_section(facts, guide),
         _posterior_section(folder, adapter, description),
-        _text_usage(base, facts, guide, words) if pipeline == "text-classification" else _usage(guide),
+        usage(
+            pipeline,
+            base,
+            words,
+            str(guide.point),
+            num_texts=len(facts.texts),
+            max_length=facts.max_length,
+            num_labels=len(facts.label_names),
+        ),
         _FILES,
     ]
     metadata = _metadata(base, pipeline, facts, ["bayes-lora", "lora", str(guide.kind)])
@@ -123,9 +134,13 @@ def _hub_name(source: str | None) -> str | None:
 
 
 def _pipeline(adapter: Mapping[str, Any]) -> str | None:
-    network = (adapter.get("auto_mapping") or {}).get("base_model_class") or ""
-    if network.endswith("ForImageClassification"):
-        return "image-classification"
+    network = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    for pipeline, known in (
+        ("image-classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+        ("audio-classification", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
+    ):
+        if network in {name for names in known.values() for name in ([names] if isinstance(names, str) else names)}:
+            return pipeline
     return _PIPELINES.get(adapter.get("task_type") or "")
 
 
@@ -235,56 +250,6 @@ def _posterior_section(folder: Path, adapter: Mapping[str, Any], description: Ma
         **{f"`{name}`": value for name, value in used.items()},
     }
     return "## Posterior\n\n" + _table(["option", "value"], [[name, _text(value)] for name, value in options.items()])
-
-
-def _text_usage(base: str | None, facts: CardFacts, guide: type[LoRAGuide], words: Words) -> str:
-    texts = ", ".join(['["The first text."]', '["The second text."]'][: len(facts.texts)])
-    num_labels = len(facts.label_names) if words.num_outputs is None else words.num_outputs
-    labels = f", num_labels={num_labels}" if num_labels else ""
-    shown = "\n".join(f"print({line}" for line in words.shown)
-    cut = "truncation=True" + ("" if facts.max_length is None else f", max_length={facts.max_length}")
-    network = f"AutoModelForSequenceClassification.from_pretrained(base{labels})"
-    return f"""## Use
-
-```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-from bayes_lora.inference import load_posterior, predict
-
-base = {json.dumps(base or "path/to/the/base/model")}
-tokenizer = AutoTokenizer.from_pretrained(base)
-batch = tokenizer({texts}, {cut}, return_tensors="pt")
-
-network = {network}
-model, guide = load_posterior(network, "{_HERE}")
-prediction = predict(model, guide, [batch], num_samples=32, seed=0)
-{shown}
-```
-
-The {guide.point} alone needs PEFT only:
-
-```python
-import torch
-from peft import PeftModel
-
-network = {network}
-network = PeftModel.from_pretrained(network, "{_HERE}").eval()
-with torch.no_grad():
-    print({words.point}
-```"""
-
-
-def _usage(guide: type[LoRAGuide]) -> str:
-    return f"""## Use
-
-```python
-from bayes_lora.inference import load_posterior, predict
-
-model, guide = load_posterior(base_network, "{_HERE}")  # the base model, freshly loaded
-prediction = predict(model, guide, batches, num_samples=32, seed=0)
-```
-
-The {guide.point} alone needs PEFT only: `PeftModel.from_pretrained(base_network, "{_HERE}")`."""
 
 
 _FILES = f"""## Files

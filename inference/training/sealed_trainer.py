@@ -4,16 +4,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bayes_lora.inference.storage.checkpoints import newest_whole, require_whole, seal
 from bayes_lora.inference.training.length_groups import LengthGroups
 from bayes_lora.models import TrainedModule
+from bayes_lora.running_statistics import hold, with_running_statistics
 
 
 class SealedTrainer(Trainer):
-    """`transformers.Trainer` whose checkpoints carry checksums of their files, written last."""
+    """`transformers.Trainer` whose checkpoints carry checksums of their files, written last.
+
+    Batch normalization keeps the statistics of the base model, see `with_running_statistics`.
+    """
+
+    _held: list[nn.Module] | None = None
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, which has put the whole network in training mode just before."""
+        if self._held is None:
+            self._held = with_running_statistics(model)
+        hold(self._held)
+        return super().compute_loss(model, *args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, on from a checkpoint where one is given.

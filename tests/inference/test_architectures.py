@@ -11,7 +11,15 @@ import transformers
 from transformers import AutoModelForSequenceClassification
 
 import bayes_lora as bl
-from bayes_lora.inference import FitOptions, MonteCLoRAGuide, fit, load_posterior, predict, save_posterior
+from bayes_lora.inference import (
+    FitOptions,
+    MonteCLoRAGuide,
+    fit,
+    fit_network,
+    load_posterior,
+    predict,
+    save_posterior,
+)
 from bayes_lora.models import BayesianLoRA
 
 SMALL = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
@@ -78,18 +86,45 @@ def build_text(name: str) -> Any:
     return AutoModelForSequenceClassification.from_config(getattr(transformers, kind)(**options))
 
 
-def build_vit() -> Any:
+def sound_rows() -> list[dict[str, Any]]:
+    samples = torch.randn(12, 800, generator=torch.Generator().manual_seed(0))
+    return [{"input_values": recording, "labels": i % 3} for i, recording in enumerate(samples)]
+
+
+# Of images and of sound: the class of the network, its configuration, and what is adapted besides attention.
+OTHER: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "vit": (
+        "ViTForImageClassification",
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+         "image_size": 8, "patch_size": 4},
+        ["q_proj", "v_proj", "query", "value"],  # older transformers say query and value
+    ),
+    "convnext": (
+        "ConvNextForImageClassification",
+        {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 2, "image_size": 8,
+         "layer_scale_init_value": 1.0},
+        ["pwconv1", "pwconv2"],
+    ),
+    "resnet": (
+        "ResNetForImageClassification",
+        {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+        ["convolution"],
+    ),
+    "wav2vec2": (
+        "Wav2Vec2ForSequenceClassification",
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+         "conv_dim": [8, 8], "conv_kernel": [10, 3], "conv_stride": [5, 2], "num_feat_extract_layers": 2,
+         "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8},
+        ["q_proj", "v_proj"],
+    ),
+}  # fmt: skip
+
+
+def build_other(name: str) -> Any:
     torch.manual_seed(0)
-    config = transformers.ViTConfig(  # type: ignore[call-arg]
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        image_size=8,
-        patch_size=4,
-        num_labels=3,
-    )
-    return transformers.ViTForImageClassification(config)
+    kind, options, _ = OTHER[name]
+    network = getattr(transformers, kind)
+    return network(network.config_class(**options, num_labels=3))
 
 
 def check(build: Callable[[], Any], rows: list[dict[str, Any]], lora: dict[str, Any], folder: Path) -> None:
@@ -122,13 +157,49 @@ def test_text_classifiers(name: str, tmp_path: Path) -> None:
     check(lambda: build_text(name), text_rows(name), lora, tmp_path / "posterior")
 
 
-@pytest.mark.parametrize("patches", [[], ["projection"]], ids=["attention", "and the convolution of the patches"])
-def test_image_classifiers(tmp_path: Path, patches: list[str]) -> None:
-    # older transformers say query and value
-    lora = {"target_modules": ["q_proj", "v_proj", "query", "value", *patches], "modules_to_save": ["classifier"]}
-    check(build_vit, image_rows(), lora, tmp_path / "posterior")
+@pytest.mark.parametrize(
+    ("name", "convolutions"),
+    [
+        ("vit", []),
+        ("vit", ["projection"]),
+        ("convnext", []),
+        ("convnext", ["downsampling_layer.1"]),
+        ("resnet", []),
+        ("wav2vec2", []),
+        ("wav2vec2", ["conv_layers.1.conv"]),
+    ],
+)
+def test_images_and_sound(name: str, convolutions: list[str], tmp_path: Path) -> None:
+    head = ["projector", "classifier"] if name == "wav2vec2" else ["classifier"]
+    lora = {"target_modules": [*OTHER[name][2], *convolutions], "modules_to_save": head}
+    rows = sound_rows() if name == "wav2vec2" else image_rows()
+    check(lambda: build_other(name), rows, lora, tmp_path / "posterior")
 
 
 def test_dora(tmp_path: Path) -> None:
     lora = {"target_modules": "all-linear", "task_type": "SEQ_CLS", "use_dora": True}
     check(lambda: build_text("bert"), text_rows("bert"), lora, tmp_path / "posterior")
+
+
+def test_running_statistics_stay_those_of_the_base_model() -> None:
+    """Else what is saved, which has none, would be another network; PEFT alone does move them."""
+    fresh = build_other("resnet")
+    before = {name: value.clone() for name, value in fresh.named_buffers()}
+    assert any("running_mean" in name for name in before)
+    lora = peft.LoraConfig(r=4, target_modules=["convolution"], modules_to_save=["classifier"])
+    network = peft.get_peft_model(fresh, lora)
+    fit_network(network, image_rows(), FitOptions(epochs=1, batch_size=4))
+    model = BayesianLoRA(network, bl.MonteCLoRAConfig())
+    fit(model, MonteCLoRAGuide(model), image_rows(), FitOptions(epochs=1, batch_size=4))
+    model.train()
+    batch = torch.utils.data.default_collate(image_rows())
+    model(**batch)
+
+    def moved() -> list[str]:
+        plain = {name.removeprefix("base_model.model."): value for name, value in network.named_buffers()}
+        return [name for name, value in before.items() if not value.equal(plain[name])]
+
+    assert moved() == []
+    network.train()
+    network(**batch)
+    assert moved()

@@ -29,7 +29,7 @@ from tests.experiments.compare.studies import named
 @pytest.fixture(scope="module")
 def fitting(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Fitting:
     rows = study.load()
-    tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
+    tokenizer = load_base_model(study.base_model, rows.task.label_names).processor
     fit, held_out = (EncodedRows.of(rows.task, part, tokenizer, study) for part in study.split(rows, 0))
     return Fitting(study, rows.task, fit, held_out, tmp_path_factory.mktemp("trained"))
 
@@ -37,7 +37,7 @@ def fitting(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Fitting:
 @pytest.fixture(scope="module")
 def evaluated(study: Study) -> EncodedRows:
     rows = study.load()
-    tokenizer = load_base_model(study.base_model, rows.task.label_names).tokenizer
+    tokenizer = load_base_model(study.base_model, rows.task.label_names).processor
     return EncodedRows.of(rows.task, rows.evaluated, tokenizer, study)
 
 
@@ -64,7 +64,7 @@ def assert_protocol(method: Method, fitting: Fitting, evaluated: EncodedRows) ->
     other = fitted.predictor(evaluated.loader(), num_samples=3, seed=2)
     assert torch.equal(other.logits, prediction.logits) == (not random)
 
-    single = EncodedRows(evaluated.data, evaluated.row_ids, 5, evaluated.collate)
+    single = replace(evaluated, batch_size=5)
     batches = fitted.predictor(single.loader(), num_samples=3, seed=1)
     assert torch.allclose(batches.logits, prediction.logits, rtol=1e-3, atol=1e-4) == spec.any_batches
 

@@ -13,13 +13,15 @@ from bayes_lora.errors import ConfigurationError, TaskError
 from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.running import HELD_OUT, Results
 from bayes_lora.experiments.families.family import TaskFamily, task_families
-from bayes_lora.experiments.rows.rows import read_rows
+from bayes_lora.experiments.rows.folders import class_rows
+from bayes_lora.experiments.rows.rows import Row, read_rows
 from bayes_lora.experiments.runs.run_config import RunConfig
 from bayes_lora.experiments.runs.runs import fit_run, load_run
 from bayes_lora.experiments.tasks.sources import RowsSource
 from bayes_lora.experiments.tasks.tasks import Task
 from bayes_lora.inference import FitOptions
 from tests.experiments.commands import run
+from tests.experiments.folders import KINDS
 
 FAMILIES = pytest.mark.parametrize("family", task_families().values(), ids=task_families())
 NUM_ROWS = 24
@@ -30,15 +32,24 @@ WRITTEN: dict[str, Callable[[int], str]] = {"token_classification": lambda numbe
 
 
 @pytest.fixture
-def rows_file(tmp_path: Path, family: TaskFamily) -> Path:
-    """Labels 0, 1 and 2: names of classes, counts, real numbers, or a class for each word."""
+def source(tmp_path: Path, family: TaskFamily) -> RowsSource:
+    """Labels 0, 1 and 2: names of classes or of folders, counts, real numbers, or a class for each word."""
+    if family.inputs.suffixes:
+        folder = KINDS[family.name][0](tmp_path / "files", ("0", "1", "2"), NUM_ROWS // 3)
+        return RowsSource(train_dir=str(folder), task_type=family.name)
     written = WRITTEN.get(family.name, str)
     path = tmp_path / "rows.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         writer.writerows([f"the {'very ' * (index % 3)}old house", written(index % 3)] for index in range(NUM_ROWS))
-    return path
+    return RowsSource(train_file=str(path), text_columns=("text",), task_type=family.name)
+
+
+def written_rows(source: RowsSource, family: TaskFamily) -> list[Row]:
+    if source.train_dir is not None:
+        return class_rows(Path(source.train_dir), family.inputs.suffixes)
+    return read_rows(Path(str(source.train_file)))
 
 
 def test_unknown_types_are_named() -> None:
@@ -47,16 +58,16 @@ def test_unknown_types_are_named() -> None:
 
 
 @FAMILIES
-def test_labels_are_read_and_read_back(family: TaskFamily, rows_file: Path) -> None:
-    rows = RowsSource(train_file=str(rows_file), text_columns=("text",), task_type=family.name).load()
+def test_labels_are_read_and_read_back(family: TaskFamily, source: RowsSource) -> None:
+    rows = source.load()
     assert Task.from_json(rows.task.to_json()) == rows.task
     assert len(rows.train) + len(rows.validation) == NUM_ROWS
     names = rows.task.label_names
     assert all(family.label_fault(row["label"], names) is None for row in [*rows.train, *rows.validation])
     assert family.label_fault(None, names)
-    written = read_rows(rows_file)
+    written = written_rows(source, family)
     labels = family.labels_of(written, "label", names, by_name=True)
-    expected = [row["label"] for row in family.with_labels(written, "label", names, rows_file)]
+    expected = [row["label"] for row in family.with_labels(written, "label", names, Path("rows"))]
     if labels.dim() == 2 and labels.min() < 0:  # behind the last word of a row
         assert [[one for one in row if one >= 0] for row in labels.tolist()] == expected
     else:
@@ -65,16 +76,17 @@ def test_labels_are_read_and_read_back(family: TaskFamily, rows_file: Path) -> N
 
 
 @FAMILIES
-def test_a_run_of_it(family: TaskFamily, rows_file: Path, base: str, tmp_path: Path) -> None:
+def test_a_run_of_it(family: TaskFamily, source: RowsSource, base: str, tmp_path: Path) -> None:
     """Fitted, evaluated, saved, opened again, and the same then."""
-    source = RowsSource(train_file=str(rows_file), text_columns=("text",), task_type=family.name)
     rows = source.load()
+    if family.inputs.suffixes:
+        base = KINDS[family.name][1](tmp_path / "base")
     config = RunConfig(rows.task, base, training=FitOptions(epochs=1, batch_size=8), num_samples=3, source=source)
     metrics = fit_run(config, rows, tmp_path / "run", overwrite=False, console=Console(quiet=True))
     assert metrics["posterior_predictive"]["nll"] > 0
     assert metrics["point"].keys() == metrics["posterior_predictive"].keys()
     described = read_rows(tmp_path / "run" / "predictions.jsonl")
-    assert {name for row in described for name in row} == {"text", "label", *family.output_columns}
+    assert {name for row in described for name in row} == {*rows.train[0], *family.output_columns}
 
     found = load_run(tmp_path / "run")
     assert type(found.model.likelihood) is type(family.likelihood(found.model.network, rows.task.label_names))
@@ -89,11 +101,17 @@ COMPARED = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:all of the .* rows that a temperature was to be fitted to are predicted right")
 @FAMILIES
-def test_it_is_compared(family: TaskFamily, rows_file: Path, base: str, tmp_path: Path) -> None:
+def test_it_is_compared(family: TaskFamily, source: RowsSource, base: str, tmp_path: Path) -> None:
     """Every way of predicting, on the same rows; what is stored is what is judged."""
     out = tmp_path / "study"
-    rows = ["compare", "--train-file", rows_file, "--task-type", family.name, "--text-columns", "text"]
+    rows = ["compare", "--task-type", family.name]
+    if family.inputs.suffixes:
+        base = KINDS[family.name][1](tmp_path / "base")
+        rows += ["--train-dir", str(source.train_dir)]
+    else:
+        rows += ["--train-file", str(source.train_file), "--text-columns", "text"]
     command = [*rows, "--base-model", base, "--methods", COMPARED, "--seeds", "0", "--out", out, "--json"]
     quick = ["--epochs", "2", "--batch-size", "8", "--num-samples", "4", "--held-out", "0.3", "--rank", "2"]
     found = json.loads(run(*command, *quick, "--lr", "1e-2").stdout)
@@ -114,6 +132,6 @@ def test_it_is_compared(family: TaskFamily, rows_file: Path, base: str, tmp_path
     assert not torch.equal(ensemble[0], ensemble[1])
     names = {path.name for path in out.iterdir()}
     assert {"table.md", "significance.csv", "overview.png", "reliability.png"} <= names
-    if family.name != "classification":
+    if not family.of_classes:
         with pytest.raises(ConfigurationError, match=f"leave it out of --methods for {family.name}"):
             run(*rows, "--base-model", base, "--methods", "base_rate", "--out", tmp_path / "other")

@@ -33,7 +33,7 @@ def new(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Run, Any]:
     run = new_run(RunConfig(rows().task, "minilm", training=FitOptions(seed=seed)))
     if dtype != torch.float32:
         run.model.network.to(dtype)
-        run = Run(run.config, run.model, MonteCLoRAGuide(run.model), run.tokenizer)
+        run = Run(run.config, run.model, MonteCLoRAGuide(run.model), run.processor)
     return run, run.encode(rows().train)
 
 
@@ -51,7 +51,7 @@ def trained(folder: Path, start: tuple[Run, Any], **options: Any) -> tuple[SVITr
         "dataloader_pin_memory": False,
     }
     arguments = TrainingArguments(str(folder), **defaults | options)
-    collate = DataCollatorWithPadding(run.tokenizer)
+    collate = DataCollatorWithPadding(run.processor)
     trainer = SVITrainer(run.model, run.guide, arguments, train_dataset=data, data_collator=collate)
     torch.manual_seed(arguments.seed)
     trainer.train()

@@ -160,7 +160,14 @@ def test_other_networks(tmp_path: Path) -> None:
     card: Any = ModelCard.load(tmp_path / "run" / "README.md")
     assert card.data.pipeline_tag == "image-classification"
     assert "AutoTokenizer" not in card.text
-    assert 'load_posterior(base_network, "path/to/this/folder")' in card.text
+    assert (
+        "AutoModelForImageClassification.from_pretrained(base, num_labels=3, ignore_mismatched_sizes=True)" in card.text
+    )
+    bert = build_network(task_type=None)  # as of a type that no card knows
+    save_posterior(*build_pair(bert), tmp_path / "other")
+    other: Any = ModelCard.load(tmp_path / "other" / "README.md")
+    assert other.data.pipeline_tag is None
+    assert 'load_posterior(base_network, "path/to/this/folder")' in other.text
 
 
 def test_impossible_facts() -> None:
