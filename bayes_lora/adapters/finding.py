@@ -11,8 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from bayes_lora.adapters.dora import perturb_dora, require_norm, restore_dora
+from bayes_lora.adapters.experts import perturb_param, restore_param
 from bayes_lora.adapters.fused import fuse, unfuse
 from bayes_lora.adapters.initialization import require_repeatable
+from bayes_lora.adapters.names import plain_name
 from bayes_lora.adapters.perturbation import PERTURBED, LinearMap, NoiseState, Perturbed
 from bayes_lora.adapters.placement import keep_layout, release_layout, require_loaded, require_whole
 from bayes_lora.errors import AdapterError, UnsupportedAdapterError
@@ -23,12 +25,13 @@ _SUPPORTED_LAYERS = (
     "peft.tuners.lora.layer.Conv1d",
     "peft.tuners.lora.layer.Conv2d",
     "peft.tuners.lora.layer.Conv3d",
+    "peft.tuners.lora.layer.ParamWrapper",
     "peft.tuners.lora.bnb.Linear8bitLt",
     "peft.tuners.lora.bnb.Linear4bit",
     "bayes_lora.adapters.fused.FusedLoraLinear",
+    "bayes_lora.adapters.experts.PerturbedParam",
 )
 _REFUSED_LAYERS = (
-    (ParamWrapper, "it adapts a bare parameter (target_parameters)"),
     (MultiheadAttention, "torch's MultiheadAttention uses the merged weight, not the LoRA-A module"),
     (Embedding, "it looks LoRA-A, a bare parameter, up by token and has no module that multiplies with it"),
 )
@@ -70,8 +73,9 @@ def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
     """The active LoRA-A matrices of `network`, sorted by rank, then in_features, then module order.
 
     So adapters of one shape stand side by side, and a group's share of a tensor over all adapters is a slice. Names
-    are module paths without PEFT's wrapping, such as ``bert.encoder.layer.0.attention.self.query``; where several
-    adapters are active at once, the adapter's name follows in brackets.
+    are module paths without PEFT's wrapping, such as ``bert.encoder.layer.0.attention.self.query``, with the name of
+    the parameter where that is what has the adapter; where several adapters are active at once, the adapter's name
+    follows in brackets.
 
     Raises:
         AdapterError: none found, or merged, disabled, or already Bayesian adapters, or weights without values.
@@ -109,12 +113,18 @@ def _active_adapters(network: nn.Module) -> Iterator[Adapter]:
                 "parameters, so that checkpoints and posteriors would fit no other network. Compile in place, before "
                 "or after building BayesianLoRA: network.compile(...), which takes the same arguments."
             )
-        name = path.removeprefix("base_model.model.")
+        name = _name_of(path, layer)
         _check_layer(name, layer, network)
         keys = [key for key in layer.active_adapters if key in layer.lora_A]
         for key in keys:
             _check_factor(name, layer, key)
             yield Adapter(name if len(keys) == 1 else f"{name}[{key}]", layer, key)
+
+
+def _name_of(path: str, layer: LoraLayer) -> str:
+    """The module's path without PEFT's wrapping; of a bare parameter, that and its name."""
+    name = path.removeprefix("base_model.model.")
+    return f"{plain_name(name)}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else name
 
 
 def _check_layer(name: str, layer: LoraLayer, network: nn.Module) -> None:
@@ -131,8 +141,8 @@ def _check_layer(name: str, layer: LoraLayer, network: nn.Module) -> None:
         kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
         raise UnsupportedAdapterError(
             f"{name}: LoRA layers of type {kind} are not supported; only PEFT's lora.Linear, its Linear8bitLt and "
-            "Linear4bit on bitsandbytes, and lora.Conv1d to Conv3d, are known to call the LoRA-A module. Leave it out "
-            "of target_modules, or load the base model without this kind of quantization, for example with "
+            "Linear4bit on bitsandbytes, lora.Conv1d to Conv3d and lora.ParamWrapper are known to use the draw. Leave "
+            "it out of target_modules, or load the base model without this kind of quantization, for example with "
             "BitsAndBytesConfig."
         )
     check_state(name, layer)
@@ -201,6 +211,7 @@ def perturb_linears(network: nn.Module, adapters: tuple[Adapter, ...]) -> NoiseS
         plain = adapter.linear
         adapter.layer.lora_A[adapter.key] = PERTURBED[type(plain)](plain, noise_state, adapter.name)
         perturb_dora(adapter.layer, adapter.key)
+        perturb_param(adapter.layer)
         fuse(adapter.layer)
     return noise_state
 
@@ -210,6 +221,7 @@ def unwrap(network: nn.Module) -> nn.Module:
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
             unfuse(layer)
+            restore_param(layer)
             restore_dora(layer)
             for key, linear in layer.lora_A.items():
                 if isinstance(linear, Perturbed):

@@ -88,6 +88,10 @@ class TaskFamily(ABC):
         """What is wrong with a task of these label names."""
         return None
 
+    def row_fault(self, text: Any, label: Any) -> str | None:
+        """What is wrong with a label, as a file has it, beside the row's first text, where both may be right alone."""
+        return None
+
     def auto_class(self) -> Any:
         """transformers' Auto class that loads a base model with the head."""
         from transformers import AutoModelForSequenceClassification

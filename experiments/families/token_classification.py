@@ -1,5 +1,6 @@
 """Token classification: a class for each word of a row, such as where names are."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +9,15 @@ from bayes_lora.errors import DataError
 from bayes_lora.experiments.families.family import TaskFamily, written
 from bayes_lora.experiments.inputs.words import Words, split
 from bayes_lora.experiments.rows.rows import Row
-from bayes_lora.labels import UNLABELLED
+from bayes_lora.labels import TO_PREDICT, UNLABELLED
 
 if TYPE_CHECKING:
     from torch import nn
 
     from bayes_lora.models import Likelihood
+
+
+_SHOWN = 40  # characters of a row's classes in a table, beside which its text still stands
 
 
 class TokenClassification(TaskFamily):
@@ -52,6 +56,13 @@ class TokenClassification(TaskFamily):
             return f"has the classes {tuple(label_names)}: token classification needs at least two classes"
         return None
 
+    def row_fault(self, text: Any, label: Any) -> str | None:
+        """As many labels as words, where there are labels."""
+        words, labels = split(text), split(label)
+        if not isinstance(labels, list) or not labels or len(labels) == len(words):
+            return None
+        return f"it has {len(words)} words and {len(labels)} labels. Give one for each word"
+
     def describe(self, prediction: Any, index: int, label_names: Sequence[str]) -> Row:
         """Of each word the class, its probability, and how far draws disagree on it; the words' classes where known."""
         places = prediction.positions(index)
@@ -73,7 +84,7 @@ class TokenClassification(TaskFamily):
     def cells(self, described: Row) -> dict[str, str]:
         """The classes, the least probability of one, and the mutual information."""
         return {
-            "prediction": " ".join(described["prediction"]),
+            "prediction": textwrap.shorten(" ".join(described["prediction"]), _SHOWN, placeholder=" ..."),
             "least prob.": f"{min(described['probability'], default=1.0):.3f}",
             "MI": f"{sum(described['mutual_information']):.4f}",
         }
@@ -81,7 +92,7 @@ class TokenClassification(TaskFamily):
     def label_fault(self, label: Any, label_names: Sequence[str]) -> str | None:
         """Class ids of the words."""
         ids = range(len(label_names))
-        if isinstance(label, list) and all(type(one) is int and one in ids for one in label):
+        if isinstance(label, list) and label and all(type(one) is int and one in ids for one in label):
             return None
         return f"it must be a list of integers from 0 to {len(label_names) - 1} ({', '.join(label_names)})"
 
@@ -115,7 +126,8 @@ class TokenClassification(TaskFamily):
                 f"{path}: column {column!r} holds one class only ({', '.join(found)}). Add rows of another class, or "
                 "name another --label-column."
             )
-        return tuple(sorted(found, key=lambda name: (name != "O", name)))
+        numbers = all(name.isdecimal() for name in found)
+        return tuple(sorted(found, key=lambda name: (name != "O", int(name) if numbers else name)))
 
     def labels_of(self, rows: Sequence[Row], column: str, label_names: Sequence[str], *, by_name: bool) -> Any:
         """The labels of rows, (row, word), with -100 behind a row's last word; None where not every row has some."""
@@ -136,6 +148,16 @@ class TokenClassification(TaskFamily):
 
 def _tags(label: Any) -> list[str]:
     names = split(label)
-    if not isinstance(names, list) or any(not isinstance(name, str) or name == "" for name in names):
+    if not isinstance(names, list) or not names or not all(type(name) is int or _is_name(name) for name in names):
         raise DataError("labels must be a list of names, one for each word, or names with blanks between them.")
-    return names
+    found = [str(name) for name in names]
+    for masked in {str(TO_PREDICT), str(UNLABELLED)} & set(found):
+        raise DataError(
+            f"{masked} marks tokens without a class, and is no class of a word. Give the class of every word; special "
+            "tokens and pieces of words are masked when the words become tokens."
+        )
+    return found
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name.strip() != ""

@@ -1,7 +1,7 @@
 """Texts as tokens."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from bayes_lora.errors import BaseModelError, ConfigurationError, DataError
 from bayes_lora.experiments.inputs.inputs import Encoded, Inputs, ReadableTask
@@ -9,9 +9,14 @@ from bayes_lora.experiments.rows.rows import Row
 
 
 class Text(Inputs):
-    """One or two texts."""
+    """One or two texts.
+
+    Attributes:
+        tokenizer_options: what the tokenizer is loaded with.
+    """
 
     network = "a text classifier"
+    tokenizer_options: ClassVar[Mapping[str, Any]] = {}
 
     def fault(self, value: Any) -> str | None:
         """Text."""
@@ -22,7 +27,7 @@ class Text(Inputs):
         from transformers import AutoTokenizer
 
         # Without trust_remote_code=False, transformers would ask on the terminal, and wait.
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **self.tokenizer_options)
 
     def settle(self, name: str, network: Any, processor: Any) -> None:
         """A tokenizer without a padding token (GPT-2, LLaMA) pads with its end-of-sequence token, and the network is

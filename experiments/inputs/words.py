@@ -1,7 +1,7 @@
 """Lists of words as tokens, with a label for each word."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from bayes_lora.errors import DataError
 from bayes_lora.experiments.inputs.text import Text
@@ -11,10 +11,13 @@ from bayes_lora.labels import TO_PREDICT, UNLABELLED
 class Words(Text):
     """One text that is a list of words; in a CSV file it is text, with blanks between words.
 
-    A word of several pieces has its label at the first; of a row that is cut, the words left over have none.
+    A word of several pieces has its label at the first; one of which the tokenizer makes nothing is the unknown word to
+    it; of a row that is cut, the words left over have none.
     """
 
     network = "a token classifier"
+    # Else the words of a row run into each other under RoBERTa's and GPT-2's tokenizers, whose blanks are letters.
+    tokenizer_options: ClassVar[Mapping[str, Any]] = {"add_prefix_space": True}
 
     def fault(self, value: Any) -> str | None:
         """Words."""
@@ -33,11 +36,12 @@ class Words(Text):
         known, and -100 elsewhere.
 
         Raises:
-            DataError: a text is a pair, or has another number of labels than of words.
+            DataError: a text is a pair, or has another number of labels than of words, or a word of which the tokenizer
+                makes nothing and no unknown word.
         """
         if len(texts) != 1:
             raise DataError("token classification reads one text, a list of words. Name one text column.")
-        words = [split(text) for text in texts[0]]
+        words = _with_pieces(tokenizer, [split(text) for text in texts[0]])
         columns = tokenizer(words, is_split_into_words=True, truncation=True, max_length=limit, padding=False)
         found = []
         for row, of_row in enumerate(words):
@@ -63,3 +67,21 @@ class Words(Text):
 def split(text: Any) -> Any:
     """The words of a text; anything else as it is."""
     return text.split() if isinstance(text, str) else text
+
+
+def _with_pieces(tokenizer: Any, rows: list[list[str]]) -> list[list[str]]:
+    """The rows' words, where one of which the tokenizer makes no token is its unknown word.
+
+    Else the words after it would have the predictions of those before.
+    """
+    distinct = sorted({word for row in rows for word in row})
+    tokens = tokenizer([[word] for word in distinct], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    silent = {word for word, pieces in zip(distinct, tokens, strict=True) if not len(pieces)}
+    if silent and tokenizer.unk_token is None:
+        number, row = next((number, row) for number, row in enumerate(rows, start=1) if silent & set(row))
+        word = next(word for word in row if word in silent)
+        raise DataError(
+            f"row {number} has the word {word!r}, of which this tokenizer makes no token, and "
+            "it has no unknown word to put there. Leave the word out."
+        )
+    return [[tokenizer.unk_token if word in silent else word for word in row] for row in rows]

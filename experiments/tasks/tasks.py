@@ -223,6 +223,9 @@ def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) 
             fault = task.family.inputs.fault(row[column])
             if fault is not None:
                 raise DataError(f"{where}, row {number}, column {column!r} holds {row[column]!r}: {fault}.")
+        fault = task.family.row_fault(row[task.columns[0]], row.get(task.label_column))
+        if fault is not None:
+            raise DataError(f"{where}, row {number}, columns {task.columns[0]!r} and {task.label_column!r}: {fault}.")
         label = row[task.label_column] if labelled else None
         fault = task.family.label_fault(label, task.label_names) if labelled else None
         if fault is not None:

@@ -1,9 +1,10 @@
 """The code in a model card that loads the posterior, by the kind of inputs that the network reads."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bayes_lora.inference.storage.posterior_files import FIRST_ADAPTER
 from bayes_lora.models.likelihoods.words import Words
 
 # Where a card says to load the posterior from, until it is known under which name it is on the hub.
@@ -78,6 +79,7 @@ def usage(
     num_texts: int = 1,
     max_length: int | None = None,
     num_labels: int = 0,
+    adapters: Sequence[str] = (),
 ) -> str:
     """The card's section with code: complete for a pipeline that is known here, else around a network and batches.
 
@@ -89,9 +91,13 @@ def usage(
         num_texts: of a row of text.
         max_length: tokens after which such a row was cut.
         num_labels: that have a name.
+        adapters: that are active, in their order, where there are several; the folder itself is the first.
     """
+    others = [adapter for adapter in adapters if adapter != FIRST_ADAPTER]
     kind = _KINDS.get(pipeline or "")
     if kind is None:
+        also = "".join(f', then `load_adapter("{HERE}/{other}", adapter_name="{other}")`' for other in others)
+        also += f" and `base_model.set_adapter({list(adapters)})`" if others else ""
         return f"""## Use
 
 ```python
@@ -101,11 +107,13 @@ model, guide = load_posterior(base_network, "{HERE}")  # the base model, freshly
 prediction = predict(model, guide, batches, num_samples=32, seed=0)
 ```
 
-The {point} alone needs PEFT only: `PeftModel.from_pretrained(base_network, "{HERE}")`."""
+The {point} alone needs PEFT only: `PeftModel.from_pretrained(base_network, "{HERE}")`{also}."""
     outputs = num_labels if words.num_outputs is None else words.num_outputs
     labels = f", num_labels={outputs}" if outputs else ""
     network = f"{kind.network}.from_pretrained(base{labels}{kind.options})"
     shown = "\n".join(f"print({line}" for line in words.shown)
+    more = "".join(f'network.load_adapter("{HERE}/{other}", adapter_name="{other}")\n' for other in others)
+    more += f"network.base_model.set_adapter({list(adapters)})\n" if others else ""
     imports = f"{kind.imports}\n" if kind.imports else ""
     return f"""## Use
 
@@ -132,6 +140,6 @@ from peft import PeftModel
 
 network = {network}
 network = PeftModel.from_pretrained(network, "{HERE}").eval()
-with torch.no_grad():
+{more}with torch.no_grad():
     print({words.point}
 ```"""

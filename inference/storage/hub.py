@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 
 from bayes_lora.errors import BayesLoRAError, HubError, PosteriorFileError
 from bayes_lora.inference.storage.model_card import located_card
-from bayes_lora.inference.storage.posterior_files import CARD_FILE, LOADED, read_whole
+from bayes_lora.inference.storage.posterior_files import CARD_FILE, LOADED, posterior_names, read_whole
 
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -44,7 +44,7 @@ def push_to_hub(
         'https://huggingface.co/me/sentiment-posterior'
     """
     folder = Path(folder)
-    read_whole(folder)
+    names = posterior_names(read_whole(folder))
     api = HfApi(token=token)
     with _named_errors(f"{folder} could not be pushed to {repo_id!r}"):
         # Not False, which would override the default of an organization whose repositories are private.
@@ -54,7 +54,7 @@ def push_to_hub(
                 f"{repo_id} exists already and is public, so {folder} was not pushed there. Make it private in its "
                 "settings on the hub, choose another name, or leave private out."
             )
-        contents: dict[str, Path | bytes] = {name: folder / name for name in LOADED}
+        contents: dict[str, Path | bytes] = {name: folder / name for name in names}
         if (folder / CARD_FILE).is_file():
             text = (folder / CARD_FILE).read_text(encoding="utf-8")
             contents[CARD_FILE] = located_card(text, created.repo_id).encode()

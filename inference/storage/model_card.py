@@ -25,6 +25,7 @@ from bayes_lora.inference.storage.posterior_files import (
     DESCRIPTION_FILE,
     POSTERIOR_FILE,
     SAMPLE_SCALE,
+    saved_adapters,
     saved_guide,
     saved_likelihood,
 )
@@ -120,6 +121,7 @@ def _card(folder: Path, facts: CardFacts) -> str:
             num_texts=len(facts.texts),
             max_length=facts.max_length,
             num_labels=len(facts.label_names),
+            adapters=saved_adapters(description),
         ),
         _FILES,
     ]

@@ -1,20 +1,17 @@
 """Saving a posterior beside its PEFT adapter, and loading it again."""
 
-import json
 import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bayes_lora.adapters.initialization import rewrites_base
 from bayes_lora.adapters.placement import require_loaded
 from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.errors import BayesLoRAError, ConfigurationError, PosteriorFileError, RunExistsError
@@ -23,15 +20,24 @@ from bayes_lora.inference.guides.posterior_draw import require_own_guide
 from bayes_lora.inference.storage.fingerprint import base_fingerprint
 from bayes_lora.inference.storage.hub import find_posterior
 from bayes_lora.inference.storage.model_card import CardFacts, label_names_of, write_card
+from bayes_lora.inference.storage.peft_folders import (
+    active_adapters,
+    carried,
+    open_adapters,
+    require_all,
+    rewritten,
+    shapes,
+    whole_biases,
+)
 from bayes_lora.inference.storage.posterior_files import (
     ADAPTER_CONFIG_FILE,
-    ADAPTER_FILE,
     DESCRIPTION_FILE,
     LIKELIHOOD,
     POSTERIOR_FILE,
     SAMPLE_SCALE,
     SavedKind,
     read_whole,
+    saved_adapters,
     saved_guide,
     saved_likelihood,
     write_description,
@@ -51,7 +57,7 @@ def save_posterior(
     """Write the mean adapter and the posterior into `folder`, whole or not at all.
 
     The folder is a PEFT adapter folder, which ``PeftModel.from_pretrained`` opens as the mean adapter without this
-    library, plus
+    library (others that are active with it are in folders of their own names, where PEFT writes them), plus
 
         posterior.safetensors   the parameters of guide (of MonteCLoRA alpha and v, as logarithms) and likelihood, and
                                 epsilon
@@ -69,9 +75,10 @@ def save_posterior(
     Raises:
         RunExistsError: the folder exists and `overwrite` was not said.
         ConfigurationError: a guide that cannot be made again from its files, or of another model.
-        PosteriorFileError: the network is no PEFT model, or its adapter has another name than PEFT's "default".
+        PosteriorFileError: the network is no PEFT model, or none of its adapters has PEFT's own name, "default".
     """
     folder, network = Path(folder), model.network
+    adapters = active_adapters(model)
     _check_network(model)
     saved = describe_guide(model, guide), describe_likelihood(model.likelihood)
     if folder.exists() and not overwrite:
@@ -80,16 +87,19 @@ def save_posterior(
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     temporary.mkdir()
     try:
-        network.save_pretrained(str(temporary), selected_adapters=["default"])  # type: ignore[operator]
+        with whole_biases():
+            network.save_pretrained(str(temporary), selected_adapters=adapters)  # type: ignore[operator]
         learned = {**guide.state_dict(), **_of_likelihood(model), SAMPLE_SCALE: model.sample_scale}
         state = {name: value.detach().cpu().contiguous() for name, value in learned.items()}
         save_file(state, temporary / POSTERIOR_FILE)
-        fingerprint = base_fingerprint(network, _carried(temporary), _rewritten(temporary, model.sites.names))
-        write_description(temporary, asdict(model.config), model.sites.names, fingerprint, *saved)
+        changed = rewritten(temporary, adapters, model.sites.names)
+        fingerprint = base_fingerprint(network, carried(temporary, adapters), changed)
+        write_description(temporary, asdict(model.config), model.sites.names, fingerprint, *saved, adapters)
         write_card(temporary, card or CardFacts(label_names=label_names_of(network)))
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         _put_in_place(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -129,12 +139,6 @@ def describe_likelihood(likelihood: Likelihood) -> SavedKind:
 
 
 def _check_network(model: BayesianLoRA) -> None:
-    others = sorted({adapter.key for adapter in model.sites.adapters} - {"default"})
-    if others:
-        raise PosteriorFileError(
-            f"the posterior is of adapters {others}; PEFT writes only the adapter named 'default' where it looks for "
-            "it again. Build the network with get_peft_model(..., adapter_name='default')."
-        )
     if not isinstance(model.network, PeftModel):
         raise PosteriorFileError(
             f"the network is a {type(model.network).__name__}, and only a PeftModel can be saved as a PEFT adapter. "
@@ -188,10 +192,11 @@ def load_posterior(
     except (TypeError, BayesLoRAError) as error:
         raise PosteriorFileError(f"{folder / DESCRIPTION_FILE}: its config cannot be used: {error}") from error
     load_the_base = f"Load the base it was trained on (base_model_name_or_path in {ADAPTER_CONFIG_FILE})."
-    rewritten = _rewritten(folder, description["adapters"])
+    adapters = saved_adapters(description)
+    changed = rewritten(folder, adapters, description["adapters"])
     # Before the base network is touched.
     require_loaded(base_network)
-    if base_fingerprint(base_network, _carried(folder), rewritten) != description["base_fingerprint"]:
+    if base_fingerprint(base_network, carried(folder, adapters), changed) != description["base_fingerprint"]:
         raise PosteriorFileError(
             f"{folder} was saved for another base model than this {type(base_network).__name__}. {load_the_base} If "
             "it is, either it was in another precision then (4-bit, 8-bit): load it with that quantization; or it has "
@@ -201,12 +206,12 @@ def load_posterior(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error below
-            network = PeftModel.from_pretrained(base_network, str(folder), is_trainable=is_trainable)
+            network = open_adapters(base_network, folder, adapters, is_trainable=is_trainable)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise PosteriorFileError(
             f"{folder}: its adapter does not fit this {type(base_network).__name__}: {error}. {load_the_base}"
         ) from error
-    _check_adapter(folder, network)
+    require_all(folder, network, adapters)
     try:
         model = BayesianLoRA(network, config, likelihood.from_settings(network, of_likelihood))
     except (TypeError, ConfigurationError) as error:
@@ -237,51 +242,15 @@ def load_posterior(
     return model.eval(), guide
 
 
-def _carried(folder: Path) -> set[str]:
-    """Names of the tensors in the adapter file: they come with it, so the base network's own do not count.
-
-    Raises:
-        PosteriorFileError: the file is no safetensors file.
-    """
-    return set(_shapes(folder / ADAPTER_FILE))
-
-
 def _of_likelihood(model: BayesianLoRA) -> dict[str, Tensor]:
     """The likelihood's tensors, by their names in the posterior file."""
     return {LIKELIHOOD + name: value for name, value in model.likelihood.state_dict().items()}
 
 
-def _rewritten(folder: Path, adapters: Sequence[str]) -> set[str]:
-    """Names of the base weights that the adapter's initialization changes, now and when it is opened."""
-    config = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))
-    if not rewrites_base(config.get("init_lora_weights")):
-        return set()
-    return {f"{name.partition('[')[0]}.weight" for name in adapters}
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor in a file, from its header alone."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise PosteriorFileError(f"{path} is no safetensors file: {error}. Save the posterior again.") from error
-
-
-def _check_adapter(folder: Path, network: PeftModel) -> None:
-    """Every weight was in the file: PEFT leaves at random what it does not find there."""
-    missing = set(get_peft_model_state_dict(network, save_embedding_layers=False)) - _carried(folder)
-    if missing:
-        raise PosteriorFileError(
-            f"{folder / ADAPTER_FILE} lacks {sorted(missing)[:3]}, which the network has: the file is of another "
-            "network, or its tensors were renamed. Save the posterior again."
-        )
-
-
 def _check_shapes(folder: Path, learned: Mapping[str, tuple[int, ...]], num_adapters: int) -> None:
     """Before anything as large as the config, the settings or the file say is made."""
     expected = {SAMPLE_SCALE: (num_adapters,), **learned}
-    found = _shapes(folder / POSTERIOR_FILE)
+    found = shapes(folder / POSTERIOR_FILE)
     if found != expected:
         raise PosteriorFileError(
             f"{folder / POSTERIOR_FILE} does not fit the adapters: it holds {found}, they need {expected}. The folder "

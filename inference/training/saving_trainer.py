@@ -125,7 +125,10 @@ class SavingTrainer(SealedTrainer):
         with TemporaryDirectory(dir=folder, prefix=".posterior-") as scratch:
             written = save_posterior(self.svi.model, guide, Path(scratch) / "posterior")
             # The description last: beside files of another save it would not fit their checksums.
-            for path in sorted(written.iterdir(), key=lambda path: path.name == DESCRIPTION_FILE):
-                path.replace(folder / path.name)
+            files = [path for path in written.rglob("*") if path.is_file()]
+            for path in sorted(files, key=lambda path: path.name == DESCRIPTION_FILE):
+                place = folder / path.relative_to(written)
+                place.parent.mkdir(exist_ok=True)
+                path.replace(place)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)

@@ -147,6 +147,20 @@ def check(build: Callable[[], Any], rows: list[dict[str, Any]], lora: dict[str, 
     assert torch.equal(loaded.logits, prediction.logits)
 
 
+@pytest.mark.shows(
+    "architecture",
+    "works",
+    {
+        "bert": "BERT",
+        "roberta": "RoBERTa",
+        "distilbert": "DistilBERT",
+        "deberta-v2": "DeBERTa v2",
+        "gpt2": "GPT-2",
+        "llama": "LLaMA",
+        "t5": "T5",
+        "xlnet": "XLNet",
+    },
+)
 # torch: DeBERTa's attention is compiled with the deprecated scripting.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated", "ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("name", TEXT)
@@ -157,16 +171,19 @@ def test_text_classifiers(name: str, tmp_path: Path) -> None:
     check(lambda: build_text(name), text_rows(name), lora, tmp_path / "posterior")
 
 
+@pytest.mark.shows(
+    "architecture", "works", {"vit": "ViT", "convnext": "ConvNeXt", "resnet": "ResNet", "wav2vec2": "wav2vec 2.0"}
+)
 @pytest.mark.parametrize(
     ("name", "convolutions"),
     [
-        ("vit", []),
-        ("vit", ["projection"]),
-        ("convnext", []),
-        ("convnext", ["downsampling_layer.1"]),
-        ("resnet", []),
-        ("wav2vec2", []),
-        ("wav2vec2", ["conv_layers.1.conv"]),
+        pytest.param("vit", [], id="vit"),
+        pytest.param("vit", ["projection"], id="vit, and the convolution of its patches"),
+        pytest.param("convnext", [], id="convnext"),
+        pytest.param("convnext", ["downsampling_layer.1"], id="convnext, and a downsampling"),
+        pytest.param("resnet", [], id="resnet"),
+        pytest.param("wav2vec2", [], id="wav2vec2"),
+        pytest.param("wav2vec2", ["conv_layers.1.conv"], id="wav2vec2, and a convolution"),
     ],
 )
 def test_images_and_sound(name: str, convolutions: list[str], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
@@ -108,10 +108,12 @@ def _lora_linears(network: nn.Module) -> list[NamedLinear]:
         name = plain_name(path)
         check_state(name, layer)
         for key in layer.active_adapters:
-            if key in layer.lora_embedding_A or layer.lora_variant.get(key) is not None:
+            special = key in layer.lora_embedding_A or layer.lora_variant.get(key) is not None
+            if special or (isinstance(layer, ParamWrapper) and key in layer.lora_A):
                 raise UnsupportedAdapterError(
-                    f"{name}: adapter {key!r} is not the plain product B A x of two Linears (an embedding's, or DoRA "
-                    "or another variant). Use plain LoRA, and leave embeddings out of target_modules."
+                    f"{name}: adapter {key!r} is not the plain product B A x of two Linears (an embedding's, a bare "
+                    "parameter's, or DoRA or another variant). Use plain LoRA, leave embeddings out of "
+                    "target_modules, and drop target_parameters."
                 )
             for factor in ("lora_A", "lora_B"):
                 factors = getattr(layer, factor)

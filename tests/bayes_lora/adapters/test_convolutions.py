@@ -91,6 +91,7 @@ def test_columns_are_what_the_kernel_sees() -> None:
     assert {f"A_r2_n{n}" for n in (12, 24, 27)} == {model.sites.column_site(group) for group in model.sites.groups}
 
 
+@pytest.mark.shows("adapter", "works", "LoRA of Conv1d and Conv2d")
 def test_under_noise_it_is_lora_with_the_drawn_weight(pictures: Batch) -> None:
     model, _ = build()
     noises = random_noises(model)
@@ -228,6 +229,7 @@ def standardized() -> Any:
     return peft.get_peft_model(base, peft.LoraConfig(target_modules=["first"]))
 
 
+@pytest.mark.shows("adapter", "refused", {"DoRA": "DoRA of convolutions"})
 @pytest.mark.parametrize(
     ("refused", "message"),
     [

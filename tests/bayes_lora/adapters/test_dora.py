@@ -220,6 +220,7 @@ def test_gradient_checkpointing_recomputes_with_the_same_noise(batch: Batch) -> 
         torch.testing.assert_close(found[name], value)
 
 
+@pytest.mark.shows("adapter", "works", "DoRA beside plain LoRA on one layer")
 def test_beside_a_plain_adapter(batch: Batch) -> None:
     """Two adapters active on one layer, the one with a magnitude and the other without."""
     network = build_network(task_type=None, use_dora=True, target_modules=["query"])

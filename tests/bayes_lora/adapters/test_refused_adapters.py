@@ -1,25 +1,16 @@
 """Networks that are refused, since the noise would be skipped or wrong: each error says what to do."""
 
-import ast
-import re
 from collections.abc import Callable
 from typing import Any
 
 import peft
 import pytest
-import torch
 from peft.tuners.lora.awq import AwqLoraLinear
-from peft.tuners.lora.config import MontecloraConfig
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from peft.tuners.lora.gptq import GPTQLoraLinear
 from peft.tuners.lora.layer import LoraLayer
 from pyro import poutine
 from torch import nn
-from transformers import (
-    MixtralConfig,
-    MixtralForSequenceClassification,
-    Qwen3MoeConfig,
-    Qwen3MoeForSequenceClassification,
-)
 
 import bayes_lora as bl
 from bayes_lora.adapters import find_adapters, unwrap
@@ -41,18 +32,6 @@ class Attention(nn.Module):
         self.mix = nn.MultiheadAttention(8, 2)
 
 
-class Expert(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 8))
-
-
-class Experts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = Expert()
-
-
 def ia3() -> Any:
     config = peft.IA3Config(task_type="SEQ_CLS", target_modules=["query"], feedforward_modules=[])
     return peft.get_peft_model(build_bert(), config)
@@ -72,6 +51,11 @@ def monteclora() -> Any:
 def alora() -> Any:
     config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["query"], alora_invocation_tokens=[1])
     return peft.inject_adapter_in_model(config, build_bert())
+
+
+def bdlora() -> Any:
+    blocks = BdLoraConfig(target_modules_bd_a=["query"], target_modules_bd_b=["value"], nblocks=2)
+    return build_network(use_bdlora=blocks)
 
 
 def quantized(kind: Any) -> Any:
@@ -147,6 +131,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[AdapterError], str]] = {
         QUERY + r"adapter 'default' is a ALora .*plain LoRA, or DoRA of Linear layers.*alora_invocation_tokens",
     ),
     "MiCA": (lambda: build_network(init_lora_weights="mica"), UNSUPPORTED, QUERY + r"adapter 'default' is a MiCA "),
+    "KaSA": (lambda: build_network(kasa_config=KasaConfig()), UNSUPPORTED, QUERY + r"adapter 'default' is a Kasa "),
+    "VeLoRA": (
+        lambda: build_network(velora_config=VeloraConfig()),
+        UNSUPPORTED,
+        QUERY + r"adapter 'default' is a Velora ",
+    ),
+    "BD-LoRA": (bdlora, UNSUPPORTED, QUERY + r"adapter 'default' is a BdLora "),
     "hooked magnitude": (
         hooked_magnitude,
         UNSUPPORTED,
@@ -161,11 +152,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[AdapterError], str]] = {
         lambda: lora(Attention(), target_modules=["mix"]),
         UNSUPPORTED,
         r"^mix: PEFT's MultiheadAttention adapter .*merged weight",
-    ),
-    "ParamWrapper": (
-        lambda: lora(Experts(), target_modules=[], target_parameters=["mix.weight"]),
-        UNSUPPORTED,
-        r"^mix: PEFT's ParamWrapper adapter .*bare parameter \(target_parameters\)",
     ),
     "GPTQ": (
         lambda: quantized(GPTQLoraLinear),
@@ -186,7 +172,29 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[AdapterError], str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*target_parameters:UserWarning")
+@pytest.mark.shows(
+    "quantization",
+    "refused",
+    {"GPTQ": "GPTQ", "AWQ": "AWQ"},
+)
+@pytest.mark.shows(
+    "adapter",
+    "refused",
+    {
+        "IA3": "IA3",
+        "AdaLoRA": "AdaLoRA",
+        "MonteCLoRA": "PEFT's own MonteCLoRA (`monteclora_config`)",
+        "aLoRA": "aLoRA (`alora_invocation_tokens`)",
+        "MiCA": '`init_lora_weights="mica"`',
+        "KaSA": "KaSA (`kasa_config`)",
+        "VeLoRA": "VeLoRA (`velora_config`)",
+        "BD-LoRA": "BD-LoRA (`use_bdlora`)",
+        "Embedding": "LoRA of embeddings",
+        "MultiheadAttention": "LoRA of `torch.nn.MultiheadAttention`",
+        "merged": "merged adapters",
+        "tied": "two layers with one LoRA-A",
+    },
+)
 @pytest.mark.parametrize(("build", "error", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(build: Callable[[], Any], error: type[AdapterError], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
@@ -250,48 +258,3 @@ def test_a_failed_build_leaves_the_network_alone() -> None:
     with pytest.raises(UnsupportedAdapterError):
         BayesianLoRA(network, CONFIG)
     assert not any(isinstance(module, PerturbedLinear) for module in network.modules())
-
-
-def mixture_of_experts(kind: str, **options: Any) -> Any:
-    sizes: dict[str, Any] = {
-        "vocab_size": 50,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "num_labels": 3,
-        "pad_token_id": 0,
-    }
-    if kind == "mixtral":
-        network: Any = MixtralForSequenceClassification(MixtralConfig(**sizes, num_local_experts=4))
-    else:
-        experts: dict[str, Any] = {
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 8,
-            "head_dim": 8,
-        }
-        network = Qwen3MoeForSequenceClassification(Qwen3MoeConfig(**sizes, **experts))
-    return peft.get_peft_model(network, peft.LoraConfig(task_type="SEQ_CLS", r=2, **options))
-
-
-@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # PEFT's own, of "all-linear"
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"target_modules": "all-linear"},
-        {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]},
-    ],
-    ids=["all-linear", "target_parameters"],
-)
-def test_what_is_said_of_experts_works(kind: str, options: dict[str, Any]) -> None:
-    """ "all-linear" takes experts and routers too; the advice names layers that do, and following it is enough."""
-    with pytest.raises(UnsupportedAdapterError, match="bare parameter") as found:
-        BayesianLoRA(mixture_of_experts(kind, **options), CONFIG)
-    advice = re.search(r"target_modules=(\[.*\])\.", str(found.value))
-    assert advice is not None
-    names = ast.literal_eval(advice[1])
-    assert names == ["k_proj", "o_proj", "q_proj", "v_proj"]
-    assert len(BayesianLoRA(mixture_of_experts(kind, target_modules=names), CONFIG).sites.adapters) == 8

@@ -110,7 +110,8 @@ def test_an_adapter_opened_with_low_cpu_mem_usage(checkpoint: Path, posterior: P
     assert torch.equal(*logits)
 
 
-@pytest.mark.parametrize("options", [{"low_cpu_mem_usage": True}, {"device_map": {"": "cpu"}}])
+@pytest.mark.shows("sharding", "works", {"low": "`low_cpu_mem_usage`", "map": "`device_map` of one device"})
+@pytest.mark.parametrize("options", [{"low_cpu_mem_usage": True}, {"device_map": {"": "cpu"}}], ids=["low", "map"])
 def test_a_posterior_on_a_base_loaded_so(
     checkpoint: Path, posterior: Path, batch: Batch, options: dict[str, Any]
 ) -> None:
@@ -119,6 +120,8 @@ def test_a_posterior_on_a_base_loaded_so(
     assert torch.equal(found.logits, expected.logits)
 
 
+@pytest.mark.shows("sharding", "works", "layers without adapters offloaded to disk")
+@pytest.mark.shows("sharding", "refused", "layers with adapters offloaded")
 def test_layers_without_adapters_may_stay_on_disk(checkpoint: Path, tmp_path: Path, batch: Batch) -> None:
     places = {"bert.embeddings": "disk", "bert.encoder": "cpu", "bert.pooler": "disk", "dropout": "cpu"}
     options: dict[str, Any] = {"device_map": {**places, "classifier": "cpu"}, "offload_folder": str(tmp_path)}
@@ -152,6 +155,7 @@ def mesh(tmp_path: Path) -> Iterator[Any]:
     distributed.destroy_process_group()
 
 
+@pytest.mark.shows("sharding", "refused", "FSDP 2 (`fully_shard`), and other sharded LoRA-A")
 @pytest.mark.parametrize("part", ["", "bert.encoder.layer.0", "query", "query.lora_A.default"])
 def test_sharded_adapters_are_refused(mesh: Any, part: str) -> None:
     network = build_network(num_layers=1)
@@ -162,6 +166,7 @@ def test_sharded_adapters_are_refused(mesh: Any, part: str) -> None:
         BayesianLoRA(network, CONFIG)
 
 
+@pytest.mark.shows("sharding", "refused", "FSDP 1 (flattened parameters)")
 def test_flattened_adapters_are_refused() -> None:
     network = build_network(num_layers=1)
     linear = network.get_submodule("base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.default")

@@ -32,6 +32,19 @@ def batches(name: str) -> list[dict[str, Tensor]]:
 _PARTS = (slice(0, 10), slice(10, 24))
 
 
+@pytest.mark.shows(
+    "head",
+    "works",
+    {
+        "classification": "one of several classes",
+        "known noise": "numbers, Gaussian noise of known size",
+        "learned noise": "numbers, Gaussian noise",
+        "Student's t": "numbers, noise of heavy tails",
+        "multi-label": "several labels for a row",
+        "ordinal": "grades",
+        "tokens": "a class for each word",
+    },
+)
 @EACH
 def test_a_fit_learns_all_of_it_and_comes_back_from_its_files(name: str, tmp_path: Path) -> None:
     pair = build(name)

@@ -101,6 +101,7 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
     return max(float((first[n] - second[n]).abs().max() / second[n].abs().max()) for n in first)
 
 
+@pytest.mark.shows("quantization", "works", {"fp4": "4 bits (FP4)", "nf4 twice": "4 bits, scales quantized in turn"})
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_gradients_are_those_on_the_dequantized_base(checkpoint: Path, batch: Batch, kind: str) -> None:
     base = load(checkpoint, kind)
@@ -121,6 +122,7 @@ def test_gradients_are_those_on_the_dequantized_base(checkpoint: Path, batch: Ba
     assert distance(original, expected) > 1e3 * TOLERANCE  # so is the base before its quantization
 
 
+@pytest.mark.shows("quantization", "works", "DoRA on 4 bits")
 @pytest.mark.parametrize("kind", [kind for kind in QUANTIZED if kind != "int8"])
 def test_dora_has_the_norms_of_the_dequantized_base(checkpoint: Path, batch: Batch, kind: str) -> None:
     base = load(checkpoint, kind)
@@ -132,6 +134,7 @@ def test_dora_has_the_norms_of_the_dequantized_base(checkpoint: Path, batch: Bat
     torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.shows("quantization", "refused", "DoRA on 8 bits, on a CPU")
 def test_dora_of_8_bits_is_refused_on_the_cpu(checkpoint: Path, batch: Batch) -> None:
     network = with_lora(load(checkpoint, "int8"), use_dora=True)
     with pytest.raises(UnsupportedAdapterError, match=r"q_proj: DoRA on an 8-bit base .*load_in_4bit.*use_dora"):
@@ -187,6 +190,7 @@ def base_weights(model: BayesianLoRA) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.shows("quantization", "works", {"nf4": "4 bits (bitsandbytes NF4)", "int8": "8 bits (bitsandbytes)"})
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_train_evaluate_save_and_load(checkpoint: Path, tmp_path: Path, kind: str) -> None:
     model, guide = pair(checkpoint, kind)
@@ -227,6 +231,7 @@ def test_train_evaluate_save_and_load(checkpoint: Path, tmp_path: Path, kind: st
             load_posterior(load(checkpoint, other), tmp_path / "posterior")
 
 
+@pytest.mark.shows("quantization", "refused", "a posterior on its base in another precision")
 def test_a_posterior_for_the_float_base_is_refused_on_a_quantized_one(checkpoint: Path, tmp_path: Path) -> None:
     folder = save_posterior(*pair(checkpoint, None), tmp_path / "posterior")
     for kind in ("nf4", "int8"):

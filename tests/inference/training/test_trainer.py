@@ -325,17 +325,32 @@ def test_what_would_change_the_objective_is_refused(tmp_path: Path, monkeypatch:
         build_trainer(tmp_path, preprocess_logits_for_metrics=lambda logits, labels: logits)
     with pytest.raises(ConfigurationError, match="compute_loss_func would replace the ELBO"):
         build_trainer(tmp_path, compute_loss_func=lambda *args, **kwargs: torch.zeros(()))
+
+
+def test_fsdp_by_the_arguments_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = build_pair(build_network())
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")  # the arguments set it
     with pytest.raises(ConfigurationError, match="FSDP is not supported: it keeps a part of each weight"):
         SVITrainer(*pair, arguments(tmp_path, fsdp=True))
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
-    plain = arguments(tmp_path)
-    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        monkeypatch.setenv(variable, "true")  # as `accelerate launch` does
-        with pytest.raises(ConfigurationError, match=f"{name} is not supported"):
-            SVITrainer(*pair, plain)
-        monkeypatch.setenv(variable, "false")
+
+
+@pytest.mark.shows(
+    "sharding", "refused", {"FSDP": "FSDP under the Trainer", "DeepSpeed": "DeepSpeed under the Trainer"}
+)
+@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
+def test_what_accelerate_would_shard_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    options = arguments(tmp_path)
+    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")  # as `accelerate launch` does
+    with pytest.raises(ConfigurationError, match=f"{name} is not supported"):
+        SVITrainer(*build_pair(build_network()), options)
+
+
+@pytest.mark.shows("sharding", "refused", "several GPUs in one process (DataParallel)")
+def test_copies_in_one_process_are_refused(tmp_path: Path) -> None:
+    options = arguments(tmp_path)
+    options._n_gpu = 2  # what TrainingArguments counts
+    with pytest.raises(ConfigurationError, match=r"2 GPUs in one process would run copies .*\(torchrun"):
+        SVITrainer(*build_pair(build_network()), options)
 
 
 def test_bad_options(tmp_path: Path) -> None:
