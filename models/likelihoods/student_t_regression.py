@@ -18,7 +18,8 @@ class StudentTRegression(GaussianRegression):
     Args:
         noise_scale: sigma; the noise's standard deviation is ``sigma sqrt(nu / (nu - 2))``.
         degrees_of_freedom: nu, above 2, so that it has one. The larger, the more Gaussian.
-        learned, num_outputs: see `GaussianRegression`.
+        learned: see `GaussianRegression`.
+        num_outputs: see `GaussianRegression`.
 
     Raises:
         ConfigurationError: degrees of freedom of at most 2; and see `GaussianRegression`.
