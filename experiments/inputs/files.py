@@ -20,11 +20,11 @@ class EncodedFiles:
     """Files as the network reads them, by index; what is not in `kept` is read anew. Their labels are by name.
 
     Attributes:
-        places: of the files.
+        places: (example,), the path of each file, and its checksum where one is known.
         labels: (example,), or None.
         lengths: (example,), how much there is in each.
-        read: from a place to the network's inputs, each a tensor without a dimension for examples.
-        kept: inputs that have been read, by place.
+        read: from these to the network's inputs, each a tensor without a dimension for examples.
+        kept: inputs that have been read, by path.
     """
 
     places: tuple[tuple[str, str | None], ...]

@@ -103,7 +103,7 @@ def test_what_is_not_rows_is_not_counted_as_rows() -> None:
     for likelihood in (Tokens(), lambda logits, labels: Classification()(logits, labels)):
         model = BayesianLoRA(build_network(), bl.MonteCLoRAConfig(**ELBO), likelihood)
         guide = MonteCLoRAGuide(model)
-        with pytest.raises(ConfigurationError, match="the likelihood does not count rows"):
+        with pytest.raises(ConfigurationError, match="the likelihood cannot count them"):
             fit(model, guide, learnable_rows(8), FitOptions(epochs=1))
         model.set_num_train_examples(24)
         fit(model, guide, learnable_rows(8), FitOptions(epochs=1))
