@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_lora.errors import DataError
-from bayes_lora.experiments.families.family import TaskFamily, written
+from bayes_lora.experiments.families.family import TaskFamily, each_label
 from bayes_lora.experiments.rows.rows import Row
 
 if TYPE_CHECKING:
@@ -109,13 +109,7 @@ class Classification(TaskFamily):
         Raises:
             DataError: a label is missing, or neither an integer nor text; or all rows have one class.
         """
-        classes = set()
-        for number, row in enumerate(rows, start=1):
-            label = written(row, column, number, path)
-            try:
-                classes.add(_name(label))
-            except DataError as error:
-                raise DataError(f"{path}, row {number}, column {column!r} holds {label!r}: {error}") from error
+        classes = set(each_label(rows, column, path, _name))
         if len(classes) < 2:
             raise DataError(
                 f"{path}: column {column!r} holds one class only ({', '.join(classes)}). Add rows of another class, or "

@@ -1,10 +1,10 @@
 """What the tasks of one kind share: how labels are read, the network's head, the likelihood, how predictions read."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from bayes_lora.discovery import classes_of
 from bayes_lora.errors import DataError, TaskError
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from bayes_lora.models import Likelihood
+
+T = TypeVar("T")
 
 # Imports of transformers and torch stand inside functions: reading rows needs neither.
 
@@ -104,13 +106,8 @@ class TaskFamily(ABC):
         Raises:
             DataError: a label is missing, or `read_label` refuses it.
         """
-        return [row | {column: self._read(row, column, label_names, path, n)} for n, row in enumerate(rows, start=1)]
-
-    def _read(self, row: Row, column: str, label_names: Sequence[str], path: Path, number: int) -> Any:
-        try:
-            return self.read_label(written(row, column, number, path), label_names)
-        except DataError as error:
-            raise DataError(f"{path}, row {number}, column {column!r} holds {row[column]!r}: {error}") from error
+        labels = each_label(rows, column, path, lambda written: self.read_label(written, label_names))
+        return [row | {column: label} for row, label in zip(rows, labels, strict=True)]
 
     def hold_out(
         self, rows: Sequence[Row], column: str, path: Path, *, fraction: float = 0.1, seed: int = 0
@@ -139,6 +136,22 @@ class TaskFamily(ABC):
                 return None
             found.append(label)
         return torch.tensor(found)
+
+
+def each_label(rows: Sequence[Row], column: str, path: Path, read: Callable[[Any], T]) -> list[T]:
+    """What `read` makes of the label that each row of a file has.
+
+    Raises:
+        DataError: a label is missing, or `read` refuses it; names the row.
+    """
+    found = []
+    for number, row in enumerate(rows, start=1):
+        label = written(row, column, number, path)
+        try:
+            found.append(read(label))
+        except DataError as error:
+            raise DataError(f"{path}, row {number}, column {column!r} holds {label!r}: {error}") from error
+    return found
 
 
 def written(row: Row, column: str, number: int, path: Path) -> Any:

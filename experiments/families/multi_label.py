@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_lora.errors import DataError
-from bayes_lora.experiments.families.family import TaskFamily, written
+from bayes_lora.experiments.families.family import TaskFamily, each_label
 from bayes_lora.experiments.rows.rows import Row
 
 if TYPE_CHECKING:
@@ -89,13 +89,7 @@ class MultiLabel(TaskFamily):
         Raises:
             DataError: a row's labels are no list of names, or no row has any.
         """
-        found: set[str] = set()
-        for number, row in enumerate(rows, start=1):
-            label = written(row, column, number, path)
-            try:
-                found.update(_names(label))
-            except DataError as error:
-                raise DataError(f"{path}, row {number}, column {column!r} holds {label!r}: {error}") from error
+        found: set[str] = set().union(*each_label(rows, column, path, _names))
         if not found:
             raise DataError(f"{path}: no row has a label in column {column!r}. Name another --label-column.")
         return tuple(sorted(found))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_lora.errors import DataError
-from bayes_lora.experiments.families.family import TaskFamily, written
+from bayes_lora.experiments.families.family import TaskFamily, each_label
 from bayes_lora.experiments.inputs.words import Words, split
 from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.labels import TO_PREDICT, UNLABELLED
@@ -114,13 +114,7 @@ class TokenClassification(TaskFamily):
         Raises:
             DataError: a row's labels are no list of names, or all words have one class.
         """
-        found: set[str] = set()
-        for number, row in enumerate(rows, start=1):
-            label = written(row, column, number, path)
-            try:
-                found.update(_tags(label))
-            except DataError as error:
-                raise DataError(f"{path}, row {number}, column {column!r} holds {label!r}: {error}") from error
+        found: set[str] = set().union(*each_label(rows, column, path, _tags))
         if len(found) < 2:
             raise DataError(
                 f"{path}: column {column!r} holds one class only ({', '.join(found)}). Add rows of another class, or "
