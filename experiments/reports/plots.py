@@ -22,6 +22,7 @@ from bayes_lora.metrics.classification import (
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_WIDTH, _CHARACTER = 7.2, 0.07  # inches: of a figure, and at most of a small letter in its names
 _LINES = ("-", "--", ":", "-.")
 _TERM_NAMES = {
     "nll": "negative log-likelihood",
@@ -74,14 +75,13 @@ def reliability(predictions: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
 
 def quantile_calibration(levels: Sequence[float], shares: Mapping[str, Sequence[float]]) -> Figure:
     """The share of labels below each predicted quantile against its probability, for named shares (level,)."""
-    lines = -(-len(shares) // 2)
-    figure, axes = _figure(6.4, 4.8 + 0.2 * lines)
+    figure, axes, columns = _with_names_below(shares, 4.8)
     axes.plot([0, 1], [0, 1], color="#767676", linestyle="--", linewidth=1, label="calibrated")
     for name, style in _styles(shares):
         axes.plot(levels, shares[name], label=name, marker="o", markersize=3, **style)
     axes.set(xlabel="probability of the quantile", ylabel="labels below the quantile", xlim=(0, 1), ylim=(0, 1))
     axes.set_title("Calibration of predicted quantiles on the evaluated rows")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     return figure
 
 
@@ -122,16 +122,14 @@ def risk_coverage(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
 
     As `uncertainty_metrics.risk_coverage_curve` gives them; for several seeds, average the risks.
     """
-    lines = -(-len(curves) // 2)
-    figure, axes = _figure(7.2, 4.2 + 0.2 * lines)
+    figure, axes, columns = _with_names_below(curves, 4.2)
     for name, style in _styles(curves):
         coverage, risk = curves[name]
         axes.plot((100 * coverage).numpy(), (100 * risk).numpy(), label=name, linewidth=1.5, **style)
     axes.set(xlabel="rows kept, the most certain first (%)", ylabel="wrong among the rows kept (%)", xlim=(0, 100))
     axes.set_ylim(bottom=0)
     axes.set_title("Risk and coverage on the evaluated rows")
-    # Below, in two columns: beside the axes, the names of many methods would take half of the width.
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     return figure
 
 
@@ -151,7 +149,7 @@ def differences(panels: Mapping[str, Mapping[str, Shown]], reference: str, bette
     `better` says of each panel whether higher is better. What is not sure, of sign 0, is grey.
     """
     names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
-    beside = 0.07 * max(map(len, names))  # inches that the longest name takes
+    beside = _CHARACTER * max(map(len, names))
     figure = Figure(figsize=(beside + 2.3 * len(panels), 1.4 + 0.26 * len(names)), layout="constrained")
     grid = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
     kinds = {"better": (COLOURS[0], "o"), "worse": (COLOURS[1], "s"), "not sure": ("#767676", "D")}
@@ -277,6 +275,18 @@ def _styles(names: Iterable[str]) -> Iterator[tuple[str, _Style]]:
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _with_names_below(names: Iterable[str], height: float) -> tuple[Figure, Axes, int]:
+    """Figure, axes and columns of a legend below them: beside the axes, names of methods would take half of the width.
+
+    In two columns where those are wide enough for every name, else in one, and the figure as wide as that.
+    """
+    known = list(names)
+    widest = 0.8 + _CHARACTER * max(map(len, known), default=0)
+    columns = 2 if 2 * widest <= _WIDTH else 1
+    lines = -(-len(known) // columns)
+    return *_figure(max(_WIDTH, columns * widest), height + 0.2 * lines), columns
 
 
 def _wrapped(name: str, width: int = 30) -> str:

@@ -197,7 +197,7 @@ def read_prediction(path: Path) -> StoredPrediction:
         try:
             packed = packed.reshape(*packed.shape[:2], *shapes["logits"])
             known = None if known is None else known.reshape(len(packed[0]), *shapes["label"])
-        except RuntimeError as error:
+        except (KeyError, TypeError, RuntimeError) as error:
             raise unusable(path, f"has rows of another shape than it says ({error})") from error
     prediction = likelihood.unpack(packed, known)
     if isinstance(prediction, Prediction):
@@ -255,9 +255,12 @@ def _described(about: About) -> dict[str, Any]:
 
 
 def _checksum(stored: StoredPrediction) -> str:
-    """SHA-256 of the description, the rows, the labels and the bytes of the logits."""
+    """SHA-256 of the description, the rows, the labels and the bytes of the logits; where the likelihood is no
+    classification, also of its kind and settings."""
     logits, labels = stored.packed, stored.prediction.labels
     described = [_described(stored.about), stored.row_ids, tuple(logits.shape), str(logits.dtype), labels is not None]
+    if type(stored.likelihood) is not Classification:
+        described.append(asdict(describe_likelihood(stored.likelihood)))
     digest = hashlib.sha256(json.dumps(described).encode())
     if labels is not None:
         labels = labels.double() if labels.is_floating_point() else labels.long()

@@ -257,3 +257,19 @@ def test_truth_by_group() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.10", "0.90"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("true P(yes | pair)", "predicted P(yes | pair)")
     assert axes.get_ylim() == (0, 1)
+
+
+@pytest.mark.parametrize("longest", [10, 60, 120])
+def test_names_below_are_whole(longest: int) -> None:
+    names = ["map", "n" * longest, *(f"method {index}" for index in range(9))]
+    coverage = torch.linspace(0.1, 1, 10)
+    for figure in (
+        plots.risk_coverage(dict.fromkeys(names, (coverage, coverage))),
+        plots.quantile_calibration([0.1, 0.9], {name: [0.2, 0.8] for name in names}),
+    ):
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box, page = legend.get_window_extent(), figure.bbox
+        assert page.x0 <= box.x0
+        assert box.x1 <= page.x1
+        assert page.y0 <= box.y0

@@ -25,6 +25,8 @@ from bayes_lora.inference.storage.predictions import (
     write_prediction,
 )
 from bayes_lora.metrics.classification import all_metrics
+from bayes_lora.models import GaussianRegression
+from tests.heads import HEADS, labels_of
 
 ABOUT = About("monteclora", 2, "mrpc", "validation", train_seconds=312.5, predict_seconds=4, peak_memory_bytes=2**31)
 AGAIN = "Delete it and type the same 'bayes-lora compare' command again"
@@ -283,3 +285,65 @@ def test_blocks_are_told_from_independent_draws(path: Path) -> None:
     assert read_prediction(path).prediction.block_size == 1
     described = json.loads(pq.read_schema(path).metadata[b"bayes_lora"])
     assert "block_size" not in described  # as version 0.1 wrote it
+
+
+def of_other_labels(name: str) -> StoredPrediction:
+    """Six rows, four samples that each learned a noise of their own where there is some."""
+    likelihood, (shape, labels) = HEADS[name][0]().double(), (SHAPES[name], labels_of(name, 6))
+    logits = torch.randn(4, 6, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    with torch.no_grad():
+        packed = likelihood.pack(likelihood.prediction(logits, labels))
+        if isinstance(likelihood, GaussianRegression):
+            packed[..., 1] += torch.arange(4).reshape(-1, 1, 1) / 10
+        return StoredPrediction(likelihood.unpack(packed, labels), stored().row_ids, ABOUT, likelihood)
+
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "learned noise": (2,),
+    "Student's t": (2,),
+    "one output": (1,),
+    "multi-label": (3,),
+    "ordinal": (1,),
+    "tokens": (6, 3),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_other_labels_there_and_back(path: Path, name: str) -> None:
+    written = of_other_labels(name)
+    write_prediction(path, written)
+    found = read_prediction(path)
+    assert torch.equal(found.packed, written.packed)
+    assert torch.equal(found.prediction.labels, written.prediction.labels.to(found.prediction.labels))
+    assert found.likelihood.settings() == written.likelihood.settings()
+    assert found.likelihood.metrics(found.prediction) == written.likelihood.metrics(written.prediction)
+    unlabelled = replace(written, prediction=written.likelihood.unpack(written.packed, None))
+    write_prediction(path, unlabelled)
+    assert read_prediction(path).prediction.labels is None
+
+
+@pytest.mark.parametrize("name", ["Student's t", "tokens"])
+def test_another_likelihood_is_not_taken_for_that_of_a_file(path: Path, name: str) -> None:
+    written = of_other_labels(name)
+    write_prediction(path, written)
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"bayes_lora"])
+    kind = about["likelihood"]
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"likelihood": {**kind, "settings": {**kind["settings"], **OTHER_SETTINGS[name]}}}, "checksum disagree"),
+        ({"likelihood": {**kind, "kind": "poetry"}}, "does not describe its prediction properly"),
+        ({"likelihood": {**kind, "settings": {"mood": 1}}}, "does not describe its prediction properly"),
+        ({"shapes": {**about["shapes"], "logits": [7]}}, "another shape than it says"),
+        ({"shapes": {"label": []}}, "another shape than it says"),
+    ]
+    for change, said in changes:
+        metadata = {b"bayes_lora": json.dumps(about | change).encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+        with pytest.raises(DataError, match=said):
+            read_prediction(path)
+
+
+OTHER_SETTINGS: dict[str, dict[str, Any]] = {
+    "Student's t": {"degrees_of_freedom": 9.0},
+    "tokens": {"label_names": ["O", "B-y", "I-y"]},
+}
