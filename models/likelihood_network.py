@@ -8,6 +8,7 @@ from bayes_lora.errors import LikelihoodError
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
 from bayes_lora.models.trained_module import TrainedModule
+from bayes_lora.precision import posterior_dtype
 
 NETWORK, LIKELIHOOD = "network.", "likelihood."
 """How the names of its tensors begin."""
@@ -18,7 +19,7 @@ class LikelihoodNetwork(TrainedModule):
 
     What the likelihood learns, such as the size of the noise, is trained, saved and exchanged with the network's own
     tensors. Called with labels it returns ``{"loss": the loss}``; without, as a network with a head does, a tuple: of
-    the packed prediction, (row, ...), see `Likelihood.pack`.
+    the packed prediction, (row, ...), see `Likelihood.pack`; of a likelihood that reduces its passes, of the logits.
 
     Args:
         network: any network with a task head.
@@ -37,12 +38,15 @@ class LikelihoodNetwork(TrainedModule):
 
     def forward(self, **batch: Any) -> Any:
         labels = batch.pop("labels", None)
-        logits = network_logits(self.network, batch)
+        inputs = self.likelihood.inputs(self.network, batch, labels, unseen=labels is not None)
+        logits = network_logits(self.network, inputs)
+        if labels is None and self.likelihood.reduces:
+            return (logits.detach(),)
         if labels is None:
             packed = self.likelihood.pack(self.likelihood.prediction(logits.detach().cpu().unsqueeze(0), None))
             return (packed[0],)
-        density = self.likelihood.log_density(logits, labels)
-        return {"loss": -density.sum() / self.likelihood.num_observations(labels)}
+        density = self.likelihood.log_density(logits.to(posterior_dtype(logits.dtype)), labels)
+        return {"loss": -density.sum() / max(1, self.likelihood.num_observations(labels))}  # of nothing the sum is 0
 
 
 def prediction_of(network: nn.Module, packed: Tensor, labels: Tensor | None) -> Any:

@@ -34,7 +34,8 @@ class TrainedModule(nn.Module, ABC):
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """What is trained: the frozen base stays where it came from."""
         state = super().state_dict(*args, **kwargs)
-        frozen = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        named = self.named_parameters(remove_duplicate=False)  # a tied tensor has several names in the state
+        frozen = {name for name, parameter in named if not parameter.requires_grad}
         prefix = kwargs.get("prefix", "")
         return type(state)((name, value) for name, value in state.items() if name.removeprefix(prefix) not in frozen)
 

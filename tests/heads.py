@@ -12,6 +12,7 @@ import bayes_lora as bl
 from bayes_lora.inference import MonteCLoRAGuide
 from bayes_lora.models import (
     BayesianLoRA,
+    CausalLanguageModel,
     Classification,
     GaussianRegression,
     Likelihood,
@@ -20,7 +21,7 @@ from bayes_lora.models import (
     StudentTRegression,
     TokenClassification,
 )
-from tests.networks import build_bert
+from tests.networks import build_bert, build_llama
 
 Pair = tuple[BayesianLoRA, MonteCLoRAGuide]
 
@@ -34,17 +35,19 @@ HEADS: dict[str, tuple[Callable[[], Likelihood], int]] = {
     "multi-label": (MultiLabel, 3),
     "ordinal": (lambda: Ordinal(4), 1),
     "tokens": (lambda: TokenClassification(("O", "B-x", "I-x")), 3),
+    "language": (CausalLanguageModel, 50),
 }
+# Of other networks than classifiers of rows.
+_TASK_TYPES = {"tokens": "TOKEN_CLS", "language": "CAUSAL_LM"}
 
 
 def build(name: str, seed: int = 0, **config: Any) -> Pair:
     """Model and guide; B is not zero, so that A matters, and the likelihood is away from its start."""
     likelihood, _ = HEADS[name]
     torch.manual_seed(seed)
-    bert = build_base(name)
-    options = {"r": 4, "target_modules": ["query", "value"]}
-    kind = "TOKEN_CLS" if name == "tokens" else "SEQ_CLS"
-    network = peft.get_peft_model(bert, peft.LoraConfig(task_type=kind, **options)).double()
+    targets = ["q_proj", "v_proj"] if name == "language" else ["query", "value"]
+    lora = peft.LoraConfig(task_type=_TASK_TYPES.get(name, "SEQ_CLS"), r=4, target_modules=targets)
+    network = peft.get_peft_model(build_base(name), lora).double()
     for parameter_name, parameter in network.named_parameters():
         if "lora_B" in parameter_name:
             nn.init.normal_(parameter, std=0.3)
@@ -58,6 +61,8 @@ def build(name: str, seed: int = 0, **config: Any) -> Pair:
 
 def build_base(name: str) -> Any:
     """The base network with a new head."""
+    if name == "language":
+        return build_llama()
     bert = build_bert(num_labels=HEADS[name][1])
     return BertForTokenClassification(bert.config) if name == "tokens" else bert
 
@@ -70,9 +75,10 @@ def labels_of(name: str, count: int) -> Tensor:
         return torch.randint(0, num_outputs, (count,), generator=generator)
     if name == "ordinal":
         return torch.randint(0, 4, (count,), generator=generator)
-    if name == "tokens":  # of six, the first and the last have none
+    if name in _TASK_TYPES:  # of six, the first and the last have none, and some rows have fewer than others
         labels = torch.randint(0, num_outputs, (count, 6), generator=generator)
         labels[:, 0], labels[:, -1] = -100, -100
+        labels[::3, 1:4] = -100
         return labels
     if name == "multi-label":
         return torch.randint(0, 2, (count, num_outputs), generator=generator)

@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import bayes_lora as bl
 from bayes_lora.inference import MonteCLoRAGuide
@@ -33,6 +33,21 @@ def build_bert(num_layers: int = 2, num_labels: int = 3, dropout: float = 0.0) -
         attention_probs_dropout_prob=dropout,
     )
     return BertForSequenceClassification(config)
+
+
+def build_llama(*, tied: bool = False, vocab_size: int = 50, max_positions: int = 32) -> LlamaForCausalLM:
+    """A random LLaMA of two layers: width 16, feed-forward width 24."""
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=24,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=tied,
+    )
+    return LlamaForCausalLM(config)
 
 
 def build_network(

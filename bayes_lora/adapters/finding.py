@@ -79,8 +79,8 @@ def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
 
     Raises:
         AdapterError: none found, or merged, disabled, or already Bayesian adapters, or weights without values.
-        UnsupportedAdapterError: variants of LoRA besides DoRA, layers whose LoRA-A is not a plain Linear, sharded
-            weights, base weights rewritten beyond repeating, and a network inside torch.compile's wrapper.
+        UnsupportedAdapterError: variants of LoRA besides DoRA, layers whose LoRA-A is not a plain Linear, tied or
+            sharded weights, base weights rewritten beyond repeating, and a network inside torch.compile's wrapper.
     """
     adapters = tuple(sorted(_active_adapters(network), key=lambda adapter: (adapter.rank, adapter.in_features)))
     if not adapters:
@@ -99,8 +99,22 @@ def find_adapters(network: nn.Module) -> tuple[Adapter, ...]:
                 f"adapters {twin!r} and {adapter.name!r} share one LoRA-A matrix, which would be sampled twice. "
                 "Untie them, or leave one of them out of target_modules."
             )
+    _require_untied(network, adapters)
     require_loaded(network)
     return adapters
+
+
+def _require_untied(network: nn.Module, adapters: tuple[Adapter, ...]) -> None:
+    """No adapted weight is that of the embeddings as well: merging the adapter would change these, too."""
+    embeddings = {id(of.weight): path for path, of in network.named_modules() if isinstance(of, nn.Embedding)}
+    for adapter in adapters:
+        twin = embeddings.get(id(getattr(adapter.layer.get_base_layer(), "weight", None)))  # of experts there is none
+        if twin is not None:
+            raise UnsupportedAdapterError(
+                f"{adapter.name}: its weight is that of {plain_name(twin)!r} as well (tied weights), which merging the "
+                "adapter would change with it: the merged network would say something else than this one. Leave it out "
+                "of target_modules, or load the network with tie_word_embeddings=False."
+            )
 
 
 def _active_adapters(network: nn.Module) -> Iterator[Adapter]:

@@ -47,6 +47,10 @@ _TITLES = {
     "entity_precision": Title("precision of entities"),
     "entity_recall": Title("recall of entities"),
     "entity_f1": Title("F1 of entities"),
+    # Of texts.
+    "perplexity": Title("perplexity"),
+    "token_nll": Title("NLL, draws averaged at each token (nats)"),
+    "sequence_nll": Title("NLL of a whole completion (nats)"),
     # Of grades.
     "mae": Title("mean distance of the grade"),
     "rps": Title("ranked probability score"),

@@ -145,8 +145,10 @@ def compare_command(
         if name not in typed(context)
     }
     wanted = parse_methods(methods)
-    if "methods" not in typed(context) and not task_family(task_type).of_classes:
-        wanted = [method for method in wanted if not method.spec.classes_only]
+    if "methods" not in typed(context):
+        family = task_family(task_type)
+        wanted = [method for method in wanted if family.of_classes or not method.spec.classes_only]
+        wanted = [method for method in wanted if family.takes_temperature or not method.tempered]
     against = reference_methods(reference, wanted, typed(context))
     shown = short_names(short or [], wanted)
     # Beside rows of one's own it is the folder of the task outside.

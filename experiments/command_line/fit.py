@@ -71,6 +71,10 @@ def fit_command(
         WeightDecayOf, typer.Option(help="all, or b_and_head: all but LoRA-A, which has the prior of objective elbo.")
     ] = "all",
     batch_size: BatchSizeOption = 32,
+    micro_batch_size: Annotated[
+        int | None,
+        typer.Option(help="Examples in one pass of the network, where a step's are too many for the memory."),
+    ] = None,
     two_phase: Annotated[
         bool, typer.Option("--two-phase", help="First half of the steps: the network; second: the posterior.")
     ] = False,

@@ -51,7 +51,8 @@ def run_config(context: typer.Context, source: RowsSource, rows: TaskRows) -> Ru
         init_concentration=_number_or("--init-concentration", given["init_concentration"], "random"),
         degrees_of_freedom=_number_or("--degrees-of-freedom", given["degrees_of_freedom"], "rank", "in_features"),
         mixture="sparse" if method == "monteclora_sparse" else "dense",
-        num_train_examples=len(rows.train) if given["objective"] == "elbo" else None,
+        # Where something else than rows is counted, the fit does it.
+        num_train_examples=len(rows.train) if given["objective"] == "elbo" and rows.task.family.counts_rows else None,
     )
     training = FitOptions(
         epochs=given["epochs"],
@@ -66,6 +67,7 @@ def run_config(context: typer.Context, source: RowsSource, rows: TaskRows) -> Ru
         scale_schedule=given["scale_schedule"],
         scale_warmup=given["scale_warmup"],
         scale_per_adapter=given["scale_per_adapter"],
+        micro_batch_size=given["micro_batch_size"],
     )
     local = Path(base_model).expanduser()
     lora = LoRAOptions(given["rank"], given["lora_alpha"], given["lora_dropout"], given["targets"])

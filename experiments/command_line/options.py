@@ -22,7 +22,9 @@ TrainDirOption = Annotated[
 ]
 EvalDirOption = Annotated[Path | None, typer.Option(help="Those to evaluate on; by default a tenth of --train-dir.")]
 EvalFileOption = Annotated[Path | None, typer.Option(help="Rows to evaluate on; by default a tenth of --train-file.")]
-TextColumnsOption = Annotated[str | None, typer.Option(help="One column, or two separated by a comma.")]
+TextColumnsOption = Annotated[
+    str | None, typer.Option(help="One column, or two separated by a comma; a language_model knows its own.")
+]
 LabelColumnOption = Annotated[str, typer.Option(help="Column with the label, such as the class.")]
 TaskTypeOption = Annotated[str, typer.Option(help="What --train-file or --train-dir is about: {task_types}.")]
 MaxLengthOption = Annotated[

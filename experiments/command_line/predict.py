@@ -53,10 +53,10 @@ def predict_command(
     by_name = input_file is not None and fitted.config.labels_are_names
     labels = task.family.labels_of(rows, task.label_column, task.label_names, by_name=by_name)
     likelihood = fitted.model.likelihood
-    metrics = None
     if labels is not None:
         prediction = likelihood.labelled(prediction, labels)
-        metrics = likelihood.metrics(prediction)
+    labelled = labels is not None or task.family.reads_labels
+    metrics = likelihood.metrics(prediction) if labelled else None
     described = described_rows(task, rows, prediction)
     if output is not None:
         write_jsonl(output, described)

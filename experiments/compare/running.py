@@ -133,7 +133,7 @@ def run_study(
     with only_one(folder):
         if wanted:
             bench = _Bench.of(study, rows, folder, console if workers == 1 else None, device)
-            for method, _ in wanted:
+            for method in dict.fromkeys(method for method, _ in [*results.missing, *wanted]):
                 method.check(bench.fitting(study.seeds[0]))
             until = math.inf if max_hours is None else time.time() + 3600 * max_hours
             _work_through(bench, results, wanted, workers, until, console)

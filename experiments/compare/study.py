@@ -87,6 +87,11 @@ class Study:
             )
         if task_family(self.source.task_type).inputs.suffixes:
             self._check_files()
+        if self.outside is not None and task_family(self.source.task_type).reads_labels:
+            raise ConfigurationError(
+                f"--outside {self.outside} has classes and no completions, so its rows cannot be read as these are. "
+                "Drop it."
+            )
         for seed in self.seeds:
             require_seed("seeds", seed)
         require_count("num_samples", self.num_samples)
@@ -177,8 +182,8 @@ class Study:
         for settings, name in ((found, "splits"), (found["training"], "seeding"), (found, "draws")):
             if settings[name] == BEFORE[name]:
                 del settings[name]
-        # Which a method may change, or which classes do not have.
-        for name in ("weight_decay_of", "likelihood_learning_rate"):
+        # Which a method may change, classes do not have, or no study has.
+        for name in ("weight_decay_of", "likelihood_learning_rate", "micro_batch_size"):
             if found["training"][name] == getattr(FitOptions, name):
                 del found["training"][name]
         return json.loads(json.dumps(found))  # type: ignore[no-any-return]

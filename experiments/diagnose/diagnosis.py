@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.utils.data import DataLoader
 
-from bayes_lora.errors import DataError
+from bayes_lora.errors import DataError, LikelihoodError
 from bayes_lora.experiments.rows.rows import Row, read_rows
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.experiments.runs.outputs import HISTORY_FILE
@@ -36,6 +36,7 @@ from bayes_lora.inference.diagnostics import (
     uncertainty_map,
 )
 from bayes_lora.inference.diagnostics.arviz_bridge import InferenceData, group
+from bayes_lora.models import Classification
 
 # A map ablates every adapter in turn: it is made from fewer rows and draws, and by layers where adapters are many.
 _MAP_ROWS, _MAP_DRAWS, _MOST_PARTS = 32, 8, 12
@@ -98,11 +99,17 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
 
     Raises:
         DataError: no finished run there, its rows are missing or damaged.
+        LikelihoodError: its labels are no classes.
         PosteriorFileError: its posterior is missing or damaged.
     """
     run = load_run(folder, device)
     task = run.config.task
     rows = own_rows(folder, task)
+    if type(run.model.likelihood) is not Classification:
+        raise LikelihoodError(
+            f"{folder} is a run of --task-type {task.task_type}, and a diagnosis is made of probabilities of classes. "
+            f"How unsure each row's prediction is, 'bayes-lora predict {folder}' says."
+        )
     if any(not isinstance(row.get(task.label_column), int) for row in rows):
         raise DataError(f"the rows that {folder} was evaluated on have no labels. Diagnose a run with labelled rows.")
     history = read_rows(folder / HISTORY_FILE)

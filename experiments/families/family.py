@@ -36,6 +36,10 @@ class TaskFamily(ABC):
         table_note: what the title of such a table adds, such as units.
         inputs: how rows become what the network reads.
         of_classes: whether a label is one class, and the network has an output for each: what some methods need.
+        takes_temperature: whether predictions keep what a temperature changes, see `Likelihood.rescaled`.
+        columns: text columns and label column of the user's own files, where these need not be named.
+        reads_labels: whether the network reads the labels: they are a part of the text.
+        counts_rows: whether an observation is a row, see `Likelihood.num_observations`.
     """
 
     name: ClassVar[str]
@@ -44,6 +48,10 @@ class TaskFamily(ABC):
     table_note: ClassVar[str] = ""
     inputs: ClassVar[Inputs] = Text()
     of_classes: ClassVar[bool] = False
+    takes_temperature: ClassVar[bool] = True
+    columns: ClassVar[tuple[tuple[str, ...], str] | None] = None
+    reads_labels: ClassVar[bool] = False
+    counts_rows: ClassVar[bool] = True
 
     @abstractmethod
     def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":
@@ -99,6 +107,14 @@ class TaskFamily(ABC):
         from transformers import AutoModelForSequenceClassification
 
         return AutoModelForSequenceClassification
+
+    def network_fault(self, network: Any, new_modules: Sequence[str]) -> str | None:
+        """Why a base model that could be loaded is none for such a task, and what to give instead."""
+        return None
+
+    def from_file(self, rows: Sequence[Row], path: Path | str) -> list[Row]:
+        """The rows of a file whose columns nobody named, under `columns`."""
+        return list(rows)
 
     def with_labels(self, rows: Sequence[Row], column: str, label_names: Sequence[str], path: Path) -> list[Row]:
         """Copies of a file's rows, each with its label as the network learns it.

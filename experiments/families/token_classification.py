@@ -29,6 +29,7 @@ class TokenClassification(TaskFamily):
     name = "token_classification"
     inputs = Words()
     output_columns = ("label_names", "prediction", "probability", "mutual_information", "point_prediction")
+    counts_rows = False
     table_note = "; mutual information (MI) in nats, of all words together"
 
     def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":

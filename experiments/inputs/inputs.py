@@ -34,10 +34,11 @@ class Inputs(ABC):
 
     Attributes:
         network: what a base model for it is called, in errors.
-        suggested: names of such base models on the hub; none where those with a short name are.
+        suggested: names of such base models; none where all that have a short name are.
         suffixes: of the files that hold the rows, one in each, in a folder for each class; none where rows are lines of
             one file.
         called: what a row is, on a model card; none where its texts have names.
+        max_length: tokens after which a row of a file is cut, unless something else is said.
         identity: columns that say what a row is on any machine; none where all of its columns do.
     """
 
@@ -45,6 +46,7 @@ class Inputs(ABC):
     suggested: ClassVar[tuple[str, ...]] = ()
     suffixes: ClassVar[tuple[str, ...]] = ()
     called: ClassVar[tuple[str, ...]] = ()
+    max_length: ClassVar[int] = 128
     identity: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

@@ -89,9 +89,6 @@ class Text(Inputs):
             )
         limit = min(task.max_length, readable) if max_length is None else max_length
         texts = [list(column) for column in zip(*map(task.texts, rows), strict=True)]
-        # GPT-2's tokenizer sets nothing between the texts of a pair, which would run into each other.
-        if len(texts) == 2 and processor.num_special_tokens_to_add(pair=True) == 0:
-            texts[1] = ["\n" + text for text in texts[1]]
         columns = self.tokens(processor, texts, labels, limit)
         empty = [number for number, tokens in enumerate(columns["input_ids"], start=1) if not len(tokens)]
         if empty:
@@ -113,6 +110,9 @@ class Text(Inputs):
             labels: as the network learns them, or None.
             limit: tokens after which a row is cut.
         """
+        # GPT-2's tokenizer sets nothing between the texts of a pair, which would run into each other.
+        if len(texts) == 2 and tokenizer.num_special_tokens_to_add(pair=True) == 0:
+            texts = [texts[0], ["\n" + text for text in texts[1]]]
         columns = dict(tokenizer(*texts, truncation="longest_first", max_length=limit, padding=False))
         return columns if labels is None else {**columns, "labels": labels}
 

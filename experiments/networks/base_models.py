@@ -89,6 +89,9 @@ def load_base_model(name: str, label_names: Sequence[str], task_type: str = "cla
             "Check the spelling and the network connection, or give a local folder that save_pretrained wrote, or "
             f"{' or '.join(map(repr, inputs.suggested or named_models()))}."
         ) from error
+    unsuited = family.network_fault(network, new_modules)
+    if unsuited is not None:
+        raise BaseModelError(f"The base model {name!r} {unsuited}.")
     inputs.settle(name, network, processor)
     return BaseModel(network, processor, new_modules)
 

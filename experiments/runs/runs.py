@@ -89,7 +89,8 @@ class Run:
             num_samples = self.config.num_samples
         training = self.config.training
         collate = self.config.task.family.inputs.collate(self.processor)
-        loader: DataLoader[Any] = DataLoader(data, batch_size=training.batch_size, collate_fn=collate)
+        size = training.micro_batch_size or training.batch_size
+        loader: DataLoader[Any] = DataLoader(data, batch_size=size, collate_fn=collate)
         what = "predict at the mean" if at_mean else f"predict with {draws_text(num_samples)}"
         shown = console is not None and console.is_terminal
         batches = track(loader, what, console=console, transient=True) if shown else loader

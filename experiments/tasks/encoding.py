@@ -18,7 +18,7 @@ def encode(
         rows: checked rows, at least one.
         processor: the tokenizer of the base model, or its image processor or feature extractor.
         max_length: tokens per row of text, seconds of a recording; None takes the usual, see `Inputs.encode`.
-        with_labels: adds ``labels``.
+        with_labels: adds ``labels``, which are always there where they are a part of the text.
 
     Raises:
         DataError: no rows, or see `Inputs.encode`.
@@ -26,5 +26,5 @@ def encode(
     """
     if not rows:
         raise DataError(f"Task {task.name!r}: there are no rows to encode. Give at least one.")
-    labels = [row[task.label_column] for row in rows] if with_labels else None
+    labels = [row[task.label_column] for row in rows] if with_labels or task.family.reads_labels else None
     return task.family.inputs.encode(task, rows, processor, max_length=max_length, labels=labels)

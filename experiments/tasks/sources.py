@@ -21,7 +21,7 @@ class RowsSource:
         data_dir: folder that holds it; None is the hub.
         train_file: the user's rows, where there is no task.
         eval_file: rows to evaluate on; None holds some of the training rows out.
-        text_columns: one or two columns of those files.
+        text_columns: one or two columns of those files; some types need none named.
         label_column: their class.
         limit: use the first so many rows of each split only.
         train_rows: use the first so many training rows only.
@@ -56,7 +56,7 @@ class RowsSource:
                 "one of them."
             )
         self._check_kind()
-        if self.train_file is not None and not self.text_columns:
+        if self.train_file is not None and not self.text_columns and task_family(self.task_type).columns is None:
             raise TaskError("--train-file needs --text-columns: one column name, or two separated by a comma.")
         self._refuse_idle_options()
         require_seed("--seed", self.seed)
@@ -98,6 +98,13 @@ class RowsSource:
                 why = "belongs to --train-dir" if option == "--eval-dir" else why
                 raise TaskError(f"{option} {why}. Drop one of the two.")
 
+    def _columns(self) -> tuple[tuple[str, ...], str]:
+        """Text columns and label column of the user's files, those of the type where nobody named them."""
+        known = task_family(self.task_type).columns
+        if self.text_columns or known is None:
+            return self.text_columns, self.label_column
+        return known[0], known[1] if self.label_column == "label" else self.label_column
+
     def load(self) -> TaskRows:
         """The task and its rows.
 
@@ -110,11 +117,12 @@ class RowsSource:
             rows = folder_task(Path(self.train_dir), _path(self.eval_dir), task_type=self.task_type, seed=self.seed)
         else:
             assert self.train_file is not None
+            text_columns, label_column = self._columns()
             rows = file_task(
                 Path(self.train_file),
                 _path(self.eval_file),
-                self.text_columns,
-                self.label_column,
+                text_columns,
+                label_column,
                 task_type=self.task_type,
                 seed=self.seed,
             )

@@ -207,7 +207,10 @@ def checked_rows(task: Task, path: Path, *, labelled: bool = True) -> list[Row]:
     Raises:
         DataError: the file cannot be read, or a row lacks a text or a label.
     """
-    return _checked(task, read_rows(path), str(path), labelled=labelled)
+    rows = read_rows(path)
+    if task.family.columns == (task.text_columns, task.label_column):
+        rows = task.family.from_file(rows, path)
+    return _checked(task, rows, str(path), labelled=labelled or task.family.reads_labels)
 
 
 def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) -> list[Row]:
@@ -265,7 +268,8 @@ def file_task(
             no training row has; too few rows to hold any out.
     """
     # The names are not known yet: two stand-ins let the same checks of names and texts run first.
-    draft = Task(Path(train_file).name.split(".")[0], text_columns, label_column, ("0", "1"), task_type=task_type)
+    name, most = Path(train_file).name.split(".")[0], task_family(task_type).inputs.max_length
+    draft = Task(name, text_columns, label_column, ("0", "1"), max_length=most, task_type=task_type)
     train = checked_rows(draft, Path(train_file), labelled=False)
     evaluated = None if eval_file is None else (checked_rows(draft, Path(eval_file), labelled=False), eval_file)
     return with_names(draft, (train, train_file), evaluated, holdout=holdout, seed=seed)

@@ -6,6 +6,7 @@ from typing import Any
 
 import peft
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
 from bayes_lora.errors import ConfigurationError
@@ -85,7 +86,10 @@ def _task_type(network: nn.Module) -> str | None:
     PEFT's own classes would pass some."""
     if getattr(network, "main_input_name", "input_ids") != "input_ids":
         return None
-    of_tokens = type(network).__name__.endswith("ForTokenClassification")
+    name = type(network).__name__
+    if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        return str(peft.TaskType.CAUSAL_LM.value)
+    of_tokens = name.endswith("ForTokenClassification")
     found: str = peft.TaskType.TOKEN_CLS if of_tokens else peft.TaskType.SEQ_CLS
     return found
 

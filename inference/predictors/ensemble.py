@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bayes_lora.errors import CheckpointFileError, ConfigurationError
-from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor
+from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor, Passes
 from bayes_lora.inference.storage.checkpoints import SEAL_FILE, require_whole, whole_checkpoints
 from bayes_lora.inference.storage.posterior_files import ADAPTER_FILE, DESCRIPTION_FILE, read_whole
 from bayes_lora.models import network_logits
@@ -70,16 +70,14 @@ class Ensemble(NetworkPredictor):
                 )
 
     @contextmanager
-    def drawing(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+    def drawing(self, num_samples: int, seed: int) -> Iterator[Passes]:
         """One of each member, whatever the arguments."""
         with exchanging(self.network, self.states[0].keys()) as put:
 
-            def members(inputs: Inputs) -> Tensor:
-                found = []
+            def members(inputs: Inputs) -> Iterator[Tensor]:
                 for state in self.states:
                     put(state)
-                    found.append(network_logits(self.network, inputs))
-                return torch.stack(found)
+                    yield network_logits(self.network, inputs).unsqueeze(0)
 
             yield members
 

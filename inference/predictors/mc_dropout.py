@@ -1,18 +1,17 @@
 """Monte Carlo dropout: LoRA's dropout stays on while predicting."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from bayes_lora.adapters import check_state
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import AdapterError, ConfigurationError
-from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor
+from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor, Passes
 from bayes_lora.models import network_logits
 from bayes_lora.randomness import seeded, stream
 
@@ -57,21 +56,20 @@ class MCDropout(NetworkPredictor):
         self._dropouts()
 
     @contextmanager
-    def drawing(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+    def drawing(self, num_samples: int, seed: int) -> Iterator[Passes]:
         """Under one dropout mask each, which depends on (seed, draw, batch)."""
         require_count("num_samples", num_samples)
         require_seed("seed", seed)
         device = next(self.network.parameters()).device
         batch = 0
 
-        def logits(inputs: Inputs) -> Tensor:
+        def logits(inputs: Inputs) -> Iterator[Tensor]:
             nonlocal batch
-            found = []
             for draw in range(num_samples):
                 with seeded(stream(stream(seed, draw), batch), device):
-                    found.append(network_logits(self.network, inputs))
+                    of_draw = network_logits(self.network, inputs)
+                yield of_draw.unsqueeze(0)
             batch += 1
-            return torch.stack(found)
 
         with self._dropping():
             yield logits

@@ -1,12 +1,12 @@
 """The point estimate: what the network says at the weights it has."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor
+from bayes_lora.inference.predictors.predictor import NetworkPredictor, Passes
 from bayes_lora.models import network_logits
 
 
@@ -32,6 +32,6 @@ class PointEstimate(NetworkPredictor):
     network: nn.Module
 
     @contextmanager
-    def drawing(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+    def drawing(self, num_samples: int, seed: int) -> Iterator[Passes]:
         """One, whatever the arguments."""
-        yield lambda inputs: network_logits(self.network, inputs).unsqueeze(0)
+        yield lambda inputs: iter([network_logits(self.network, inputs).unsqueeze(0)])

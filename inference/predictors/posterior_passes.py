@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice, pairwise
 from typing import Any, Literal
 
@@ -15,7 +15,13 @@ from bayes_lora.checks import require_count, require_positive, require_seed
 from bayes_lora.choices import Draws
 from bayes_lora.inference.guides.draw_design import block_size, design_of, designed_noises
 from bayes_lora.inference.guides.posterior_draw import require_own_guide
-from bayes_lora.inference.predictors.predictor import Inputs, collect_logits, evaluation_mode, in_full_precision
+from bayes_lora.inference.predictors.predictor import (
+    Inputs,
+    collect_logits,
+    evaluation_mode,
+    in_full_precision,
+    joined_batches,
+)
 from bayes_lora.inference.predictors.shared_prefix import SharedPrefix
 from bayes_lora.inference.predictors.stacked_draws import (
     draws_that_fit,
@@ -27,6 +33,7 @@ from bayes_lora.inference.predictors.stacked_draws import (
 from bayes_lora.metrics.monte_carlo_error import error_of_mean
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.models.likelihoods.likelihood import Reduction
 
 # Draws after which "auto" looks whether they are enough; it stops at the last, enough or not.
 _STAGES = (2, 4, 8, 16, 32, 64)
@@ -88,6 +95,10 @@ class PosteriorPasses:
             means.append(self._at_mean_of(logits))
             return logits[1:]
 
+        if model.likelihood.reduces:
+            predict = partial(self._reduced, at_mean=at_mean)
+            with self.predicting():
+                return joined_batches(predict, model.likelihood, loader, model.sites.example.device, on_batch)  # type: ignore[no-any-return]
         logits_of = self.at_mean if at_mean else enough if self._num_samples == "auto" else self.draws
         with self.predicting():
             logits, labels = collect_logits(logits_of, loader, model.sites.example.device, on_batch)
@@ -100,6 +111,34 @@ class PosteriorPasses:
         num_draws = torch.cat(counts)
         joint = bool((num_draws == num_draws[0]).all())
         return replace(found, joint=joint, num_draws=num_draws, at_mean=torch.cat(means))
+
+    def _reduced(self, inputs: Inputs, labels: Tensor | None, *, at_mean: bool) -> Any:
+        """What a likelihood that reduces its passes predicts of one batch."""
+        if self._num_samples == "auto" and not at_mean:
+            return self.mean_and_predictive(inputs, labels)[1]
+        reduction = self._model.likelihood.reduction(self._model.network, inputs, labels)
+        self._add(reduction, [None] if at_mean else range(self._stages[0]))
+        return reduction.prediction()
+
+    def mean_and_predictive(self, inputs: Inputs, labels: Tensor | None) -> tuple[Any, Any]:
+        """What a likelihood that reduces its passes predicts of one batch at ``A = mu``, and under the draws."""
+        model, stages = self._model, self._stages
+        mean, predictive = (model.likelihood.reduction(model.network, inputs, labels) for _ in range(2))
+        passes = self._passes(dict(mean.inputs), [None, *range(stages[0])], mean.draws_per_pass)
+        for index, logits in enumerate(passes):
+            if index == 0:
+                mean.add(logits[:1])
+            predictive.add(logits[1:] if index == 0 else logits)
+        at_mean, averaged = mean.prediction(), model.likelihood.averaged
+        for drawn, more in pairwise(stages):
+            if self._are_enough(averaged(predictive.prediction()), averaged(at_mean)[0]):
+                break
+            self._add(predictive, range(drawn, more))
+        return at_mean, predictive.prediction()
+
+    def _add(self, reduction: Reduction, draws: Sequence[int | None]) -> None:
+        for logits in self._passes(dict(reduction.inputs), draws, reduction.draws_per_pass):
+            reduction.add(logits)
 
     @contextmanager
     def predicting(self) -> Iterator[None]:
@@ -114,35 +153,42 @@ class PosteriorPasses:
     def draws(self, inputs: Inputs) -> Tensor:
         """Logits (sample, example, class) of one batch."""
         if self._num_samples == "auto":
-            return self._enough(inputs)[1:]
-        return self._logits(inputs, list(range(self._num_samples)))
+            return self.mean_and_draws(inputs)[1:]
+        return self._logits(inputs, range(self._num_samples))
 
     def mean_and_draws(self, inputs: Inputs) -> Tensor:
         """Logits (1 + sample, example, class) of one batch, those at the mean first, as if they were a draw's."""
-        if self._num_samples == "auto":
-            return self._enough(inputs)
-        return self._logits(inputs, [None, *range(self._num_samples)])
+        likelihood, stages = self._model.likelihood, self._stages
+        logits = self._logits(inputs, [None, *range(stages[0])])
+        for drawn, more in pairwise(stages):
+            averaged = likelihood.averaged(likelihood.prediction(in_full_precision(logits), None))
+            if self._are_enough(averaged[1:], averaged[0]):
+                break
+            logits = torch.cat([logits, self._logits(inputs, range(drawn, more))])
+        return logits
+
+    @property
+    def _stages(self) -> Sequence[int]:
+        """Numbers of draws after which it is looked whether they are enough; the last is."""
+        if self._num_samples != "auto":
+            return (self._num_samples,)
+        return [stage for stage in _STAGES if stage >= self._block_size]
+
+    def _are_enough(self, of_draws: Tensor, at_mean: Tensor) -> bool:
+        """Whether the mean over draws is known as well as the tolerance asks for."""
+        return bool((error_of_mean(of_draws, self._block_size, at_mean) <= self._tolerance).all())
 
     def _at_mean_of(self, logits: Tensor) -> Tensor:
         """What a prediction says at the mean, (example, class), the first of the logits."""
         return self._model.likelihood.prediction(in_full_precision(logits[:1]), None).logits[0]  # type: ignore[no-any-return]
 
-    def _enough(self, inputs: Inputs) -> Tensor:
-        """As `mean_and_draws`, with as many draws as the tolerance asks for."""
-        likelihood = self._model.likelihood
-        stages = [stage for stage in _STAGES if stage >= self._block_size]
-        logits = self._logits(inputs, [None, *range(stages[0])])
-        for drawn, more in pairwise(stages):
-            at_mean, *of_draws = likelihood.averaged(likelihood.prediction(in_full_precision(logits), None))
-            error = error_of_mean(torch.stack(of_draws), self._block_size, at_mean)
-            if bool((error <= self._tolerance).all()):
-                break
-            logits = torch.cat([logits, self._logits(inputs, list(range(drawn, more)))])
-        return logits
-
     def _logits(self, inputs: Inputs, draws: Sequence[int | None]) -> Tensor:
         """Of the draws; None is the mean, and can only be the first."""
-        chunk = min(len(draws), self._draws_per_pass or draws_that_fit(inputs))
+        return torch.cat(list(self._passes(inputs, draws)))
+
+    def _passes(self, inputs: Inputs, draws: Sequence[int | None], most: int | None = None) -> Iterator[Tensor]:
+        """Logits (draw, example, ...) of one pass after the other, each of at most `most` draws."""
+        chunk = min(len(draws), self._draws_per_pass or min(draws_that_fit(inputs), most or len(draws)))
         if self._draws_per_pass is None and chunk > 1:
             if self.stacks is None:
                 self.stacks = keeps_rows_apart(self._model, inputs)
@@ -154,12 +200,11 @@ class PosteriorPasses:
         noises = designed_noises(self._model, self._guide, self._draws, self._seed, of_draws)
         if draws[0] is None:
             noises = chain([no_noise(self._model)], noises)
-        found = []
         for start in range(0, len(draws), chunk):
             part = list(islice(noises, min(chunk, len(draws) - start)))
             given: AbstractContextManager[None] = nullcontext()
             if prefix is not None and outputs is not None:
                 given = prefix.giving(outputs, num_examples(inputs), len(part))
             with given:
-                found.append(noisy_logits(self._model, inputs, part))
-        return torch.cat(found)
+                logits = noisy_logits(self._model, inputs, part)
+            yield logits

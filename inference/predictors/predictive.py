@@ -36,8 +36,9 @@ def predict(
         guide: its guide, or any Pyro callable that samples the model's latent sites.
         loader: batches as the network takes them; `labels` are kept where present and not shown to the network.
         num_samples: S, draws from the posterior. "auto": for each batch 2, 4, 8, ... 64, until the standard error of
-            every probability in it (of real numbers, of every mean by the predictive's standard deviation) is at most
-            `tolerance`; one more pass, at the mean, tells how good a single pair is.
+            every probability in it (of real numbers, of every mean by the predictive's standard deviation; of texts, of
+            the probability of every label token) is at most `tolerance`; one more pass, at the mean, tells how good a
+            single pair is.
             `Prediction.num_draws` says how many it took.
         draws: "tetrahedral" (by four), "antithetic" (in pairs), or "independent", which is for what takes draws for
             independent ones. None is what needs the fewest: by four where S is a multiple of four, otherwise in

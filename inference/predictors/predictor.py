@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 from bayes_lora.errors import DataError
 from bayes_lora.labels import UNLABELLED
 from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.models import Likelihood, LikelihoodNetwork
 from bayes_lora.models.likelihood_network import prediction_of
 
 Inputs = dict[str, Any]  # a batch on the network's device, without its labels
+Passes = Callable[[Inputs], Iterator[Tensor]]
+"""Logits (sample, example, class) of a batch, of one pass of the network after the other."""
 
 
 class Predictor(Protocol):
@@ -51,8 +55,8 @@ class NetworkPredictor(ABC):
         return 1
 
     @abstractmethod
-    def drawing(self, num_samples: int, seed: int) -> AbstractContextManager[Callable[[Inputs], Tensor]]:
-        """Around all batches of a prediction; gives what makes logits (sample, example, class) of a batch."""
+    def drawing(self, num_samples: int, seed: int) -> AbstractContextManager[Passes]:
+        """Around all batches of a prediction; gives what makes the logits of a batch."""
 
     def __call__(
         self,
@@ -62,9 +66,13 @@ class NetworkPredictor(ABC):
         seed: int = 0,
         on_batch: Callable[[], None] | None = None,
     ) -> Prediction:
-        with evaluation_mode(self.network), self.drawing(num_samples, seed) as logits_of:
-            outputs = collect_logits(logits_of, loader, next(self.network.parameters()).device, on_batch)
-        found = prediction_of(self.network, *outputs)
+        network, device = self.network, next(self.network.parameters()).device
+        with evaluation_mode(network), self.drawing(num_samples, seed) as passes:
+            if isinstance(network, LikelihoodNetwork) and network.likelihood.reduces:
+                predict = partial(_reduced, network, passes)
+                return joined_batches(predict, network.likelihood, loader, device, on_batch)  # type: ignore[no-any-return]
+            outputs = collect_logits(lambda inputs: torch.cat([*passes(inputs)]), loader, device, on_batch)
+        found = prediction_of(network, *outputs)
         if not isinstance(found, Prediction):
             return found  # type: ignore[no-any-return]
         return replace(found, joint=self.joint, block_size=self.block_size(num_samples))
@@ -102,18 +110,12 @@ def collect_logits(
     """
     logits, labels = [], []
     with torch.no_grad():
-        for batch in loader:
-            inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-            found = inputs.pop("labels", None)
+        for inputs, found in labelled_inputs(loader, device):
             if found is not None:
                 labels.append(found.cpu())
             logits.append(in_full_precision(logits_of(inputs)))
             if on_batch is not None:
                 on_batch()
-    if not logits:
-        raise DataError("there is nothing to predict: the loader has no batches. Pass at least one row.")
-    if labels and len(labels) != len(logits):
-        raise DataError("some batches have labels and some do not. Label all rows, or none.")
     most = max(map(len, logits))
     whole = [of.repeat(most // len(of), *[1] * (of.dim() - 1)) if len(of) < most else of for of in logits]
     longest = max(of.shape[2] for of in whole)
@@ -122,6 +124,60 @@ def collect_logits(
         whole = [_lengthened(of, 2, longest, 0) for of in whole]
         labels = [_lengthened(of, 1, longest, UNLABELLED) for of in labels]
     return torch.cat(whole, dim=1), torch.cat(labels) if labels else None
+
+
+def _reduced(network: LikelihoodNetwork, passes: Passes, inputs: Inputs, labels: Tensor | None) -> Any:
+    """What a likelihood that reduces its passes predicts of one batch."""
+    reduction = network.likelihood.reduction(network.network, inputs, labels)
+    for logits in passes(dict(reduction.inputs)):
+        reduction.add(logits)
+    return reduction.prediction()
+
+
+def joined_batches(
+    predict: Callable[[Inputs, Tensor | None], Any],
+    likelihood: Likelihood,
+    loader: Iterable[Mapping[str, Any]],
+    device: torch.device,
+    on_batch: Callable[[], None] | None = None,
+) -> Any:
+    """One prediction of what is predicted of each batch, without gradients, where a likelihood reduces its passes.
+
+    Args:
+        predict: of a batch on `device` and its labels.
+        likelihood: whose predictions these are.
+        loader, device, on_batch: see `collect_logits`.
+
+    Raises:
+        DataError: an empty loader, or labels in some batches only.
+    """
+    parts = []
+    with torch.no_grad():
+        for inputs, labels in labelled_inputs(loader, device):
+            parts.append(predict(inputs, labels))
+            if on_batch is not None:
+                on_batch()
+    return likelihood.joined(parts)
+
+
+def labelled_inputs(
+    loader: Iterable[Mapping[str, Any]], device: torch.device
+) -> Iterator[tuple[Inputs, Tensor | None]]:
+    """Each batch on `device`, and the labels that were taken from it.
+
+    Raises:
+        DataError: after the last batch: there was none, or labels in some only.
+    """
+    num_batches = num_labelled = 0
+    for batch in loader:
+        inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        labels = inputs.pop("labels", None)
+        num_batches, num_labelled = num_batches + 1, num_labelled + (labels is not None)
+        yield inputs, labels
+    if num_batches == 0:
+        raise DataError("there is nothing to predict: the loader has no batches. Pass at least one row.")
+    if num_labelled not in (0, num_batches):
+        raise DataError("some batches have labels and some do not. Label all rows, or none.")
 
 
 def _lengthened(part: Tensor, dim: int, length: int, value: int) -> Tensor:

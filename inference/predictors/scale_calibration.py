@@ -209,10 +209,11 @@ def _score(likelihood: Likelihood, prediction: Any, block_size: int) -> _Score:
         raise DataError(
             "the held-out rows have no labels, and the scale is chosen by their likelihood. Pass batches with 'labels'."
         )
-    if len(prediction.logits) == 1:
+    packed = likelihood.pack(prediction)
+    if len(packed) == 1:
         likelihood.metrics(prediction)
         return _Score(-likelihood.row_log_density(prediction), 0.0)
-    nll, packed = -likelihood.row_log_density(prediction), likelihood.pack(prediction)
+    nll = -likelihood.row_log_density(prediction)
     alone = (likelihood.unpack(of_draw, prediction.labels) for of_draw in packed.split(1))
     at_label = torch.stack([likelihood.row_log_density(each) for each in alone])  # (sample, example)
     influence = (at_label + nll).exp().mean(-1)  # (sample,)

@@ -1,7 +1,7 @@
 """SWAG: a Gaussian through the iterates of stochastic gradient descent."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,7 @@ from bayes_lora.errors import ConfigurationError, PosteriorFileError
 from bayes_lora.files import write_whole
 from bayes_lora.inference.guides.draw_design import block_size, choose_design, source
 from bayes_lora.inference.predictors.ensemble import exchanging, require_fit
-from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor
+from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor, Passes
 from bayes_lora.models import network_logits
 from bayes_lora.randomness import stream
 from bayes_lora.sealed_files import Format
@@ -166,20 +166,19 @@ class SWAGPredictor(NetworkPredictor):
         return block_size(choose_design(self.draws, num_samples))
 
     @contextmanager
-    def drawing(self, num_samples: int, seed: int) -> Iterator[Callable[[Inputs], Tensor]]:
+    def drawing(self, num_samples: int, seed: int) -> Iterator[Passes]:
         """Of the Gaussian; draw s depends on (seed, s) only."""
         require_count("num_samples", num_samples)
         require_seed("seed", seed)
         design = choose_design(self.draws, num_samples)
         with exchanging(self.network, self.swag.mean.keys()) as put:
 
-            def logits(inputs: Inputs) -> Tensor:
-                found, noise = [], lru_cache(_MOST_DIRECTIONS)(self.swag.noise)
+            def logits(inputs: Inputs) -> Iterator[Tensor]:
+                noise = lru_cache(_MOST_DIRECTIONS)(self.swag.noise)
                 for of in (source(design, draw) for draw in range(num_samples)):
                     directions = [noise(stream(seed, of.block + index)) for index in range(len(of.weights))]
                     put(self.swag.at(_combined(directions, of.weights, self.scale)))
-                    found.append(network_logits(self.network, inputs))
-                return torch.stack(found)
+                    yield network_logits(self.network, inputs).unsqueeze(0)
 
             yield logits
 

@@ -38,6 +38,14 @@ def _text(num_texts: int, max_length: int | None) -> str:
     return f'batch = tokenizer({texts}, {cut}, return_tensors="pt")'
 
 
+def _language(num_texts: int, max_length: int | None) -> str:
+    return (
+        'batch = tokenizer(["The text."], return_tensors="pt")\n'
+        "# Labels are the tokens that are to be scored; -100 instead leaves one out, such as those of a prompt.\n"
+        'batch["labels"] = batch["input_ids"]'
+    )
+
+
 def _image(num_texts: int, max_length: int | None) -> str:
     return 'batch = processor(Image.open("image.png").convert("RGB"), return_tensors="pt")'
 
@@ -53,6 +61,7 @@ def _recording(num_texts: int, max_length: int | None) -> str:
 _ANY_HEAD = ", ignore_mismatched_sizes=True"
 _KINDS: Mapping[str, _Kind] = {
     "text-classification": _Kind("AutoModelForSequenceClassification", "AutoTokenizer", _text, "tokenizer"),
+    "text-generation": _Kind("AutoModelForCausalLM", "AutoTokenizer", _language, "tokenizer"),
     "image-classification": _Kind(
         "AutoModelForImageClassification",
         "AutoImageProcessor",

@@ -214,7 +214,8 @@ class _Training:
         return TrainingArguments(
             str(folder),
             max_steps=num_steps,
-            per_device_train_batch_size=options.batch_size,
+            per_device_train_batch_size=options.micro_batch_size or options.batch_size,
+            gradient_accumulation_steps=options.batch_size // (options.micro_batch_size or options.batch_size),
             learning_rate=options.learning_rate,
             weight_decay=options.weight_decay,
             warmup_steps=round(options.warmup_ratio * num_steps),

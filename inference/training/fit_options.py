@@ -12,6 +12,7 @@ from bayes_lora.checks import (
     require_seed,
 )
 from bayes_lora.choices import Precision, ScaleScheduleKind, Seeding, WeightDecayOf
+from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
 from bayes_lora.randomness import Part
 
@@ -54,6 +55,9 @@ class FitOptions:
         scale_schedule: how the sample scale moves while the posterior learns; see `SampleScaleSchedule`.
         scale_warmup: part of the steps over which "linear" and "cosine" raise it.
         scale_per_adapter: weigh the scale by the size of each adapter's mean.
+        micro_batch_size: examples in one pass of the network, where those of a step are too many for the memory: a step
+            is then over several passes, each with a draw of its own, and of the same examples. `batch_size` is a
+            multiple of it; None is all in one pass.
 
     Raises:
         ConfigurationError: a value outside its domain.
@@ -82,10 +86,18 @@ class FitOptions:
     scale_schedule: ScaleScheduleKind = "constant"
     scale_warmup: float = 0.5
     scale_per_adapter: bool = False
+    micro_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every", "save_every"):
             require_count(name, getattr(self, name))
+        if self.micro_batch_size is not None:
+            require_count("micro_batch_size", self.micro_batch_size)
+            if self.batch_size % self.micro_batch_size:
+                raise ConfigurationError(
+                    f"batch_size={self.batch_size} is no multiple of micro_batch_size={self.micro_batch_size}, so that "
+                    "a step would not be whole passes. Give one that divides it."
+                )
         if self.keep_checkpoints is not None:
             require_count("keep_checkpoints", self.keep_checkpoints)
         for name in ("learning_rate", "posterior_learning_rate", "likelihood_learning_rate", "max_grad_norm"):

@@ -50,6 +50,8 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
         DataError: a site is neither observed nor in the guide.
 
     Attributes:
+        nll_weight: of the likelihood's term, for a batch that is a part of a step: what it observes, by the mean over
+            the step's batches, since the mean of means is not that of all where batches observe unequally much.
         terms: of the last loss, by name (`bayes_lora.models.bayesian_lora.LOSS_TERMS`), detached scalars that
             sum to the loss, averaged over particles.
 
@@ -64,6 +66,7 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
         if draws is not None:
             require_choice("draws", draws, ("antithetic", "independent"))
         self.draws = draws
+        self.nll_weight = 1.0
         self.terms: dict[str, Tensor] = {}
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
@@ -104,6 +107,8 @@ class ItemizedELBO(ELBO):  # type: ignore[misc]
                     _require_reparameterized(site)
                     value = _log_density(site)
                     totals["kl_auxiliary"] = totals["kl_auxiliary"] + value if "kl_auxiliary" in totals else value
+        if self.nll_weight != 1 and "nll" in totals:
+            totals["nll"] = self.nll_weight * totals["nll"]
         if self.num_particles > 1:
             totals = {term: value / self.num_particles for term, value in totals.items()}
         self.terms = {term: value.detach() for term, value in totals.items()}

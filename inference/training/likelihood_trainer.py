@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from bayes_lora.inference.training.own_groups import batch_columns, give_own_group
 from bayes_lora.inference.training.sealed_trainer import SealedTrainer
+from bayes_lora.inference.training.step_weights import StepWeights
 from bayes_lora.models import LikelihoodNetwork
 
 
@@ -29,6 +30,13 @@ class LikelihoodTrainer(SealedTrainer):
         self.label_names = ["labels"]
         self._signature_columns: Any = batch_columns(model.network)
         self._of_likelihood = model.likelihood
+        self._weights = StepWeights(model.likelihood)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, where something in the training rows is observed."""
+        if self.train_dataset is not None:  # else the Trainer says that there is none
+            self._of_likelihood.require_observations(self.train_dataset)
+        return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's, with the likelihood's parameters in a group of their own."""
@@ -37,3 +45,15 @@ class LikelihoodTrainer(SealedTrainer):
         optimizer = super().create_optimizer(model)
         give_own_group(optimizer, self._of_likelihood, self.likelihood_learning_rate)
         return optimizer
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, of one step, counted."""
+        batches, counted = super().get_batch_samples(*args, **kwargs)
+        self._weights.count(self, batches)
+        return batches, counted
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The loss of one batch, weighed by what it observes of a step's."""
+        weight = self._weights.of(inputs) if model.training else 1.0
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return weight * loss if isinstance(loss, torch.Tensor) else (weight * loss[0], *loss[1:])

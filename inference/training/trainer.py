@@ -21,6 +21,7 @@ from bayes_lora.inference.training.own_groups import batch_columns, give_own_gro
 from bayes_lora.inference.training.refused_options import refuse_unsupported
 from bayes_lora.inference.training.saving_trainer import SavingTrainer
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
+from bayes_lora.inference.training.step_weights import StepWeights
 from bayes_lora.inference.training.svi_module import SVIModule
 from bayes_lora.inference.training.trainable import require_all_in, require_trainable_adapters
 from bayes_lora.inference.training.training_rows import count_training_rows
@@ -89,6 +90,7 @@ class SVITrainer(SavingTrainer):
         self.svi = SVIModule(model, guide, scale_schedule)
         self._loss_log = LossLog()
         self._passes: PosteriorPasses | None = None  # during an evaluation
+        self._weights = StepWeights(model.likelihood)
         self._more_metrics = compute_metrics
         super().__init__(self.svi, args, compute_metrics=self._metrics, **kwargs)
         self.add_callback(OwnDraws())
@@ -136,8 +138,18 @@ class SVITrainer(SavingTrainer):
         kept = {name for name, parameter in self.svi.named_parameters() if id(parameter) in means}
         return [name for name in names if name not in kept]
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, of one step; it counts for losses that divide by the number themselves, this for all."""
+        batches, counted = super().get_batch_samples(*args, **kwargs)
+        self._weights.count(self, batches)
+        return batches, counted
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The objective on one batch; its terms go into the next log."""
+        """The objective on one batch; its terms go into the next log.
+
+        Of a step of several batches the losses are averaged, each with its likelihood weighed by what it observes.
+        """
+        self.svi.elbo.nll_weight = self._weights.of(inputs) if model.training else 1.0
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
             self._loss_log.add(self.state.global_step + 1, self.svi.elbo.terms)
@@ -169,9 +181,14 @@ class SVITrainer(SavingTrainer):
         """The Trainer's, under the same draws for all batches."""
         self._passes = self._new_passes()
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(*args, **kwargs)
         finally:
             self._passes = None
+        metrics = output.metrics or {}
+        if not self.svi.model.likelihood.counts_rows:  # the Trainer's is the mean over rows of means over batches
+            for name in [name for name in metrics if name.endswith("_loss")]:
+                metrics[name] = metrics.get(f"{name.removesuffix('loss')}nll", metrics[name])
+        return output
 
     def _new_passes(self) -> PosteriorPasses:
         svi = self.svi
@@ -187,13 +204,20 @@ class SVITrainer(SavingTrainer):
         """(NLL of the posterior predictive, (its log probabilities, the point estimate's), labels) of one batch."""
         inputs, likelihood = self._prepare_inputs(inputs), self.svi.model.likelihood
         passes = self._passes or self._new_passes()
-        with passes.predicting():
-            logits, known = collect_logits(passes.mean_and_draws, [inputs], self.svi.model.sites.example.device)
-        point, predictive = (likelihood.prediction(part, known) for part in (logits[:1], logits[1:]))
-        labels, loss = inputs.get("labels"), None
-        if labels is not None:
-            density = likelihood.log_predictive_density(logits[1:].to(labels.device), labels)
-            loss = -density.sum() / likelihood.num_observations(labels)
+        labels, loss, density = inputs.get("labels"), None, None
+        if likelihood.reduces:
+            with passes.predicting():
+                others = {name: value for name, value in inputs.items() if name != "labels"}
+                point, predictive = passes.mean_and_predictive(others, labels)
+            density = None if labels is None else predictive.log_density.to(labels.device)
+        else:
+            with passes.predicting():
+                logits, known = collect_logits(passes.mean_and_draws, [inputs], self.svi.model.sites.example.device)
+            point, predictive = (likelihood.prediction(part, known) for part in (logits[:1], logits[1:]))
+            if labels is not None:
+                density = likelihood.log_predictive_density(logits[1:].to(labels.device), labels)
+        if labels is not None and density is not None:
+            loss = -density.sum() / max(1, likelihood.num_observations(labels))
             labels = labels.reshape(predictive.labels.shape)
         if prediction_loss_only:
             return loss, None, None

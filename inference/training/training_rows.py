@@ -9,8 +9,9 @@ from bayes_lora.models import BayesianLoRA
 def count_training_rows(model: BayesianLoRA, dataset: Any) -> None:
     """Set the model's `num_train_examples` to the number of rows, or check that it is that.
 
-    Each row counts once. It does not matter how often it is seen, by how many processes the rows are shared, how many
-    batches are accumulated, or whether training is resumed.
+    Each row counts once, or each of its labels where `Likelihood.num_observations` says so. It does not matter how
+    often it is seen, by how many processes the rows are shared, how many batches are accumulated, or whether training
+    is resumed.
 
     Args:
         model: of objective "elbo"; under "paper" the KL has no such weight, and nothing is done.
@@ -19,8 +20,10 @@ def count_training_rows(model: BayesianLoRA, dataset: Any) -> None:
     Raises:
         ConfigurationError: the number is another one; or it is not given, and the rows cannot be counted, or are not
             what the likelihood counts.
+        DataError: whatever the objective, nothing in the rows is observed.
     """
     config = model.config
+    model.likelihood.require_observations(dataset)
     if config.objective != "elbo":
         return
     given = config.num_train_examples
@@ -36,8 +39,9 @@ def count_training_rows(model: BayesianLoRA, dataset: Any) -> None:
     if given is None:
         model.set_num_train_examples(found)
     elif given != found:
+        what = "rows" if model.likelihood.counts_rows else "labelled tokens"
         raise ConfigurationError(
-            f"num_train_examples={given} weighs the KL by 1 / {given}, but there are {found} rows to train on: "
+            f"num_train_examples={given} weighs the KL by 1 / {given}, but there are {found} {what} to train on: "
             f"each would count {given / found:.3g} times. Leave it out, and the rows are counted; or call "
             f"model.set_num_train_examples({found}) where training goes on with other rows."
         )

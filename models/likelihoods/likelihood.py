@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import pyro
 import pyro.distributions as dist
@@ -36,6 +36,24 @@ def network_logits(network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     return logits
 
 
+class Reduction(Protocol):
+    """Takes in the logits of a batch draw by draw, and makes a prediction of what it kept of them.
+
+    Attributes:
+        inputs: what to run the network with.
+        draws_per_pass: that may share one, for their logits' sake.
+    """
+
+    inputs: Mapping[str, Any]
+    draws_per_pass: int
+
+    def add(self, logits: Tensor) -> None:
+        """Take in logits (draw, row, ...)."""
+
+    def prediction(self) -> Any:
+        """Of all that was taken in."""
+
+
 class Likelihood(nn.Module, ABC):
     """p(y_i | logits_i), independent over rows: all that a kind of label differs by from another.
 
@@ -48,10 +66,12 @@ class Likelihood(nn.Module, ABC):
     Attributes:
         kind: its name in files.
         row_dims: dimensions of one row's logits: (output,), or more.
+        reduces: whether predictions are made by a `reduction`, since the logits of all draws are too many to be kept.
     """
 
     kind: ClassVar[str]
     row_dims: ClassVar[int] = 1
+    reduces: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -79,6 +99,19 @@ class Likelihood(nn.Module, ABC):
     def start_at(self, labels: Tensor) -> None:
         """Begin where the training labels (row, ...) alone put the likelihood's own tensors, where it has some."""
 
+    def inputs(
+        self, network: nn.Module, batch: Mapping[str, Any], labels: Tensor | None = None, *, unseen: bool = False
+    ) -> Mapping[str, Any]:
+        """What the network is run with for a batch without its labels: the batch, and what else it has to be told.
+
+        Args:
+            network: that is run.
+            batch: without labels.
+            labels: that its logits are for, where there are some.
+            unseen: nobody looks at the logits but for the density of these labels.
+        """
+        return batch
+
     @abstractmethod
     def checked_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Labels in the shape and type in which `distribution` takes them.
@@ -101,8 +134,19 @@ class Likelihood(nn.Module, ABC):
 
     def num_observations_in(self, dataset: Any) -> int | None:
         """The same of a whole data set; None where it cannot be counted: it has no length, or labels say too little."""
-        counts_rows = type(self).num_observations is Likelihood.num_observations
-        return len(dataset) if counts_rows and hasattr(dataset, "__len__") else None
+        return len(dataset) if self.counts_rows and hasattr(dataset, "__len__") else None
+
+    def require_observations(self, dataset: Any) -> None:
+        """Something in a data set is observed; where every row has a label, that is so.
+
+        Raises:
+            DataError: nothing is.
+        """
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether an observation is a row."""
+        return type(self).num_observations is Likelihood.num_observations
 
     def log_density(self, logits: Tensor, labels: Tensor) -> Tensor:
         """log p(y_i | logits_i) of each row, (..., row), nats.
@@ -122,6 +166,20 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def prediction(self, logits: Tensor, labels: Tensor | None) -> Any:
         """What `predict` returns, of logits (sample, row, output) and the rows' labels where they have some."""
+
+    def reduction(self, network: nn.Module, inputs: Mapping[str, Any], labels: Tensor | None) -> Reduction:
+        """Where `reduces`: what makes the prediction of one batch, of passes that follow each other.
+
+        Args:
+            network: that the passes are of.
+            inputs: the batch without its labels, on the network's device.
+            labels: as the batch has them.
+        """
+        raise NotImplementedError
+
+    def joined(self, parts: Sequence[Any]) -> Any:
+        """Where `reduces`: the predictions of several batches as one."""
+        raise NotImplementedError
 
     @abstractmethod
     def metrics(self, prediction: Any) -> dict[str, float]:
@@ -224,7 +282,7 @@ class Likelihood(nn.Module, ABC):
         num_observations = num_rows if observed is None else self.num_observations(observed)
         logits = logits.to(posterior_dtype(logits.dtype))
         listened_to = not densities_only()  # asked outside of the handler below, which would count as a listener
-        with SiteHandler({"data": num_rows}, 1 / num_observations):
+        with SiteHandler({"data": num_rows}, 1 / max(1, num_observations)):  # of nothing the sum is 0
             if listened_to:
                 # `pyro.deterministic`, less its look for NaN: on an accelerator that would stall every step.
                 known = dist.Delta(logits, event_dim=logits.dim() - 1, validate_args=False).mask(False)

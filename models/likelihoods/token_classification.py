@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Self
 
-import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from bayes_lora.errors import LikelihoodError
 from bayes_lora.labels import UNLABELLED
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.metrics.tokens import TokenPrediction
+from bayes_lora.models.likelihoods.labelled_tokens import count_labelled, require_labelled
 from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.likelihoods.words import Words
 
@@ -21,7 +21,7 @@ class TokenClassification(Likelihood):
     """``y_it ~ Categorical(softmax(logits_it))`` for the labelled tokens t of row i, in the plate `data`.
 
     Tokens with the label -100 are passed over: padding, special tokens, and all pieces of a word but its first. The
-    negative log-likelihood is the mean over labelled tokens of the batch, as in transformers, so that these are what
+    negative log-likelihood is the mean over labelled tokens, as in transformers, so that these are what
     `num_train_examples` counts.
 
     Args:
@@ -85,14 +85,20 @@ class TokenClassification(Likelihood):
         return TokenCategorical(logits)
 
     def num_observations(self, labels: Tensor) -> int:
-        """Labelled tokens, and 1 where there are none, whose sum is 0."""
-        return max(1, int((labels != UNLABELLED).sum()))
+        """Labelled tokens."""
+        return int((labels != UNLABELLED).sum())
 
     def num_observations_in(self, dataset: Any) -> int | None:
         """Labelled tokens of all rows."""
-        if not hasattr(dataset, "__len__"):
-            return None
-        return sum(int((torch.as_tensor(row["labels"]) != UNLABELLED).sum()) for row in dataset)
+        return count_labelled(dataset)
+
+    def require_observations(self, dataset: Any) -> None:
+        """Some token has a label.
+
+        Raises:
+            DataError: none has.
+        """
+        require_labelled(dataset)
 
     def prediction(self, logits: Tensor, labels: Tensor | None) -> TokenPrediction:
         """The tokens' class probabilities under every draw."""

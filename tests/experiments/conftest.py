@@ -11,6 +11,8 @@ from bayes_lora.experiments.networks.base_models import resolve_base_model
 from bayes_lora.experiments.rows.rows import write_jsonl
 from bayes_lora.experiments.tasks.embedded_task import make_embedded_task
 from tests.experiments.commands import QUICK, fit_arguments, run
+from tests.networks import build_llama
+from tests.small_tokenizers import byte_pairs
 
 
 @pytest.fixture(scope="session")
@@ -45,4 +47,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
         max_position_embeddings=64,
     )
     BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random LLaMA, whose tokenizer pads with its end of a text and can chat."""
+    folder = tmp_path_factory.mktemp("decoder")
+    tokenizer = byte_pairs()
+    tokenizer.save_pretrained(folder)
+    build_llama(vocab_size=len(tokenizer), max_positions=512).save_pretrained(folder)
     return str(folder)

@@ -9,4 +9,4 @@ def test_the_example_is_all_it_takes(tmp_path: Path) -> None:
     copy = copy_with_example(tmp_path, "Add a type of task")
     done = run_pytest(copy, "tests/experiments/families/test_families.py", "-k", "scores")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from bayes_lora.errors import ConfigurationError, TaskError
+from bayes_lora.errors import ConfigurationError, LikelihoodError, TaskError
 from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.running import HELD_OUT, Results
 from bayes_lora.experiments.families.family import TaskFamily, task_families
@@ -20,6 +21,8 @@ from bayes_lora.experiments.runs.runs import fit_run, load_run
 from bayes_lora.experiments.tasks.sources import RowsSource
 from bayes_lora.experiments.tasks.tasks import Task
 from bayes_lora.inference import FitOptions
+from bayes_lora.inference.storage.predictions import StoredPrediction
+from bayes_lora.models import Classification, Likelihood
 from tests.experiments.commands import run
 from tests.experiments.folders import KINDS
 
@@ -46,6 +49,14 @@ def source(tmp_path: Path, family: TaskFamily) -> RowsSource:
     return RowsSource(train_file=str(path), text_columns=("text",), task_type=family.name)
 
 
+@pytest.fixture
+def base_model(family: TaskFamily, base: str, decoder: str, tmp_path: Path) -> str:
+    """A small one that reads such rows."""
+    if family.inputs.suffixes:
+        return KINDS[family.name][1](tmp_path / "base")
+    return decoder if family.reads_labels else base
+
+
 def written_rows(source: RowsSource, family: TaskFamily) -> list[Row]:
     if source.train_dir is not None:
         return class_rows(Path(source.train_dir), family.inputs.suffixes)
@@ -67,6 +78,9 @@ def test_labels_are_read_and_read_back(family: TaskFamily, source: RowsSource) -
     assert family.label_fault(None, names)
     written = written_rows(source, family)
     labels = family.labels_of(written, "label", names, by_name=True)
+    if family.reads_labels:  # a part of the text, which no tensor has before it is encoded
+        assert labels is None
+        return
     expected = [row["label"] for row in family.with_labels(written, "label", names, Path("rows"))]
     if labels.dim() == 2 and labels.min() < 0:  # behind the last word of a row
         assert [[one for one in row if one >= 0] for row in labels.tolist()] == expected
@@ -76,12 +90,10 @@ def test_labels_are_read_and_read_back(family: TaskFamily, source: RowsSource) -
 
 
 @FAMILIES
-def test_a_run_of_it(family: TaskFamily, source: RowsSource, base: str, tmp_path: Path) -> None:
-    """Fitted, evaluated, saved, opened again, and the same then."""
+def test_a_run_of_it(family: TaskFamily, source: RowsSource, base_model: str, tmp_path: Path) -> None:
+    """Fitted, evaluated, saved, opened again, and the same then; a diagnosis is for classes."""
     rows = source.load()
-    if family.inputs.suffixes:
-        base = KINDS[family.name][1](tmp_path / "base")
-    config = RunConfig(rows.task, base, training=FitOptions(epochs=1, batch_size=8), num_samples=3, source=source)
+    config = RunConfig(rows.task, base_model, training=FitOptions(epochs=1, batch_size=8), num_samples=3, source=source)
     metrics = fit_run(config, rows, tmp_path / "run", overwrite=False, console=Console(quiet=True))
     assert metrics["posterior_predictive"]["nll"] > 0
     assert metrics["point"].keys() == metrics["posterior_predictive"].keys()
@@ -92,7 +104,10 @@ def test_a_run_of_it(family: TaskFamily, source: RowsSource, base: str, tmp_path
     assert type(found.model.likelihood) is type(family.likelihood(found.model.network, rows.task.label_names))
     prediction = found.predict(found.encode(rows.validation))
     assert found.model.likelihood.metrics(prediction) == metrics["posterior_predictive"]
-    assert torch.isfinite(prediction.logits).all()
+    assert torch.isfinite(found.model.likelihood.pack(prediction)).all()
+    if type(found.model.likelihood) is not Classification:
+        with pytest.raises(LikelihoodError, match=f"is a run of --task-type {family.name}, and a diagnosis is made of"):
+            run("diagnose", tmp_path / "run")
 
 
 COMPARED = (
@@ -101,22 +116,39 @@ COMPARED = (
 )
 
 
+def compared_by(family: TaskFamily) -> str:
+    """Names of methods: every way of predicting."""
+    if family.takes_temperature:
+        return COMPARED
+    return COMPARED.replace("temperature,mc", "mc").replace("+temperature", "")
+
+
 @pytest.mark.filterwarnings("ignore:all of the .* rows that a temperature was to be fitted to are predicted right")
 @FAMILIES
-def test_it_is_compared(family: TaskFamily, source: RowsSource, base: str, tmp_path: Path) -> None:
+def test_it_is_compared(family: TaskFamily, source: RowsSource, base_model: str, tmp_path: Path) -> None:
     """Every way of predicting, on the same rows; what is stored is what is judged."""
     out = tmp_path / "study"
     rows = ["compare", "--task-type", family.name]
     if family.inputs.suffixes:
-        base = KINDS[family.name][1](tmp_path / "base")
         rows += ["--train-dir", str(source.train_dir)]
     else:
         rows += ["--train-file", str(source.train_file), "--text-columns", "text"]
-    command = [*rows, "--base-model", base, "--methods", COMPARED, "--seeds", "0", "--out", out, "--json"]
+    command = [
+        *rows,
+        "--base-model",
+        base_model,
+        "--methods",
+        compared_by(family),
+        "--seeds",
+        "0",
+        "--out",
+        out,
+        "--json",
+    ]
     quick = ["--epochs", "2", "--batch-size", "8", "--num-samples", "4", "--held-out", "0.3", "--rank", "2"]
     found = json.loads(run(*command, *quick, "--lr", "1e-2").stdout)
     assert (found["failed"], found["missing"]) == ([], [])
-    methods = parse_methods(COMPARED)
+    methods = parse_methods(compared_by(family))
     assert found["methods"].keys() == {method.label for method in methods}
     results = Results(out, tuple(methods), (0,), with_outside=False)
     for method in methods:
@@ -127,11 +159,29 @@ def test_it_is_compared(family: TaskFamily, source: RowsSource, base: str, tmp_p
             before, after = (results.read(of, 0, HELD_OUT) for of in (method.untempered, method))
             nlls = [of.likelihood.losses(of.prediction)["nll"].mean() for of in (before, after)]
             assert nlls[1] <= nlls[0] + 1e-9
-    point, ensemble = (results.read(found, 0).packed for found in (methods[0], methods[4].untempered))
-    assert torch.equal(point[0], ensemble[0])
-    assert not torch.equal(ensemble[0], ensemble[1])
+    (deep,) = (method for method in methods if method.name == "deep_ensemble")
+    point, *members = (density for of in (methods[0], deep.untempered) for density in densities(results.read(of, 0)))
+    assert torch.equal(point, members[0])
+    assert not torch.equal(*members)
     names = {path.name for path in out.iterdir()}
-    assert {"table.md", "significance.csv", "overview.png", "reliability.png"} <= names
-    if not family.of_classes:
-        with pytest.raises(ConfigurationError, match=f"leave it out of --methods for {family.name}"):
-            run(*rows, "--base-model", base, "--methods", "base_rate", "--out", tmp_path / "other")
+    assert {"table.md", "significance.csv", "overview.png"} <= names
+    assert ("reliability.png" in names) == family.takes_temperature  # where predictions keep enough for either
+    refused = {"base_rate": family.of_classes, "map+temperature": family.takes_temperature}
+    if family.reads_labels:
+        with pytest.raises(ConfigurationError, match="--outside mrpc has classes and no completions"):
+            run(*rows, "--base-model", base_model, "--outside", "mrpc", "--out", tmp_path / "other")
+    for name in [name for name, taken in refused.items() if not taken]:
+        with pytest.raises(ConfigurationError, match=r"leave it out of --methods"):
+            run(*rows, "--base-model", base_model, "--methods", name, "--out", tmp_path / "other")
+
+
+def densities(stored: StoredPrediction) -> list[Tensor]:
+    """ln p(labels) of the rows under each sample, (row,)."""
+    alone = (stored.likelihood.unpack(of, stored.prediction.labels) for of in stored.packed.split(1))
+    return [stored.likelihood.row_log_density(each) for each in alone]
+
+
+@FAMILIES
+def test_a_temperature_goes_with_likelihoods_that_say_what_it_does(family: TaskFamily) -> None:
+    likelihood = family.likelihood(torch.nn.Identity(), ("0", "1", "2"))
+    assert family.takes_temperature == (type(likelihood).rescaled is not Likelihood.rescaled)

@@ -32,8 +32,8 @@ def test_a_package_that_is_missing_is_named() -> None:
     def find() -> str:
         raise ImportError
 
-    with pytest.raises(BaseModelError, match=r"base model 'tiny' comes with a package .*: pip install 'tiny-bert'\."):
-        NamedModel("tiny", find, package="tiny-bert").locate()
+    with pytest.raises(BaseModelError, match=r"base model 'tiny' comes with a package .*Run: pip install tiny-bert\."):
+        NamedModel("tiny", find, install="pip install tiny-bert").locate()
 
 
 def test_the_example_of_contributing_is_all_it_takes(tmp_path: Path) -> None:
@@ -47,4 +47,4 @@ def test_without_its_package_a_model_comes_from_the_hub() -> None:
     def find() -> str:
         raise ImportError
 
-    assert NamedModel("tiny", find, on_the_hub="owner/tiny", package="tiny-bert").locate() == "owner/tiny"
+    assert NamedModel("tiny", find, on_the_hub="owner/tiny", install="pip install tiny-bert").locate() == "owner/tiny"

