@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from peft.tuners.lora.config import MontecloraConfig
+from pyro import poutine
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
@@ -92,6 +94,40 @@ def _peft(**options: Any) -> Build:
         return _loop(network.parameters(), lambda: network(**batch).loss, case)
 
     return build
+
+
+def _lora_pyro(case: Case) -> Turn:
+    """The plain adapter under Pyro's ELBO, beside as many latent sites as the posterior has, each of a single number:
+    what is left of a posterior's cost there when all that is ours is taken away."""
+    network, batch = lora_network(case), make_batch(case)
+    latents = [f"z{index}" for index in range(_num_latents(case))]
+    zero, one = torch.zeros((), device=case.device), torch.ones((), device=case.device)
+    locations = nn.ParameterList(nn.Parameter(zero.clone()) for _ in latents)
+
+    def model(**batch: Tensor) -> None:
+        for name in latents:
+            pyro.sample(name, dist.Normal(zero, one, validate_args=False))
+        labels = batch.pop("labels")
+        with pyro.plate("data", len(labels)):
+            pyro.sample("y", dist.Categorical(logits=network(**batch).logits, validate_args=False), obs=labels)
+
+    def guide(**batch: Tensor) -> None:
+        for name, location in zip(latents, locations, strict=True):
+            pyro.sample(name, dist.Normal(location, one, validate_args=False))
+
+    elbo = TraceMeanField_ELBO()
+    return _loop(
+        [*network.parameters(), *locations.parameters()],
+        lambda: elbo.differentiable_loss(model, guide, **batch) / case.batch,
+        case,
+    )
+
+
+def _num_latents(case: Case) -> int:
+    """Latent sites of a posterior over the case's adapters."""
+    _, guide = posterior(lora_network(case))
+    trace = poutine.trace(guide).get_trace()
+    return sum(site["type"] == "sample" and not site["is_observed"] for site in trace.nodes.values())
 
 
 def _lora_fused(case: Case) -> Turn:
@@ -190,10 +226,12 @@ _TRAINING = (
     Contender("paper", "bayes_lora, paper", True, build=_bayesian(), components=4),
     Contender("paper_explicit", "bayes_lora, paper, explicit", True, build=_bayesian(sampler="explicit"), components=4),
     Contender("elbo", "bayes_lora, elbo", True, build=_bayesian(objective="elbo"), components=4),
+    Contender("lora_pyro", "LoRA, TraceMeanField_ELBO over as many sites of one number", build=_lora_pyro),
     Contender(
         "paper_pyro",
         "bayes_lora, paper, TraceMeanField_ELBO",
         True,
+        ("lora", "lora_pyro"),
         build=_bayesian(elbo=TraceMeanField_ELBO),
         components=4,
     ),
