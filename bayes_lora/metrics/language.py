@@ -88,7 +88,16 @@ class LanguagePrediction:
         Raises:
             DataError: the rows have no labels.
         """
-        return self._known.sum(-1).logsumexp(0) - math.log(len(self._known))
+        return self.draw_log_density.logsumexp(0) - math.log(len(self._known))
+
+    @cached_property
+    def draw_log_density(self) -> Tensor:
+        """ln prod_t p(y_t | y_<t, s) of all scored tokens of a row under every draw, (sample, row), nats.
+
+        Raises:
+            DataError: the rows have no labels.
+        """
+        return self._known.sum(-1)
 
     def positions(self, row: int) -> Tensor:
         """Places of the scored tokens of a row, (scored,)."""

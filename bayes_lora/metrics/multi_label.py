@@ -11,11 +11,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bayes_lora.errors import DataError
 from bayes_lora.metrics.classification import expected_calibration_error
+from bayes_lora.metrics.drawn_prediction import DrawnPrediction
 from bayes_lora.metrics.labels import known_labels
 
 
 @dataclass(frozen=True)
-class MultiLabelPrediction:
+class MultiLabelPrediction(DrawnPrediction):
     """Probabilities of every label of every example under every draw; given a draw, labels are independent.
 
     Attributes:
@@ -52,6 +53,17 @@ class MultiLabelPrediction:
         return self.total_entropy - self.aleatoric_entropy
 
     @cached_property
+    def draw_log_density(self) -> Tensor:
+        """ln prod_l p(y_l | s) of the labels under every draw, (sample, example), nats.
+
+        Raises:
+            DataError: the rows have no labels.
+        """
+        labels, logits = known_labels(self.labels).double(), self.logits.double()
+        losses = binary_cross_entropy_with_logits(logits, labels.expand_as(logits), reduction="none")
+        return -losses.sum(-1)
+
+    @cached_property
     def log_density(self) -> Tensor:
         """ln 1/S sum_s prod_l p(y_l | s) of the labels, (example,), nats: under draws that differ, labels depend on
         each other.
@@ -59,9 +71,13 @@ class MultiLabelPrediction:
         Raises:
             DataError: the rows have no labels.
         """
-        labels, logits = known_labels(self.labels).double(), self.logits.double()
-        losses = binary_cross_entropy_with_logits(logits, labels.expand_as(logits), reduction="none")
-        return (-losses.sum(-1)).logsumexp(0) - math.log(len(logits))
+        return self.draw_log_density.logsumexp(0) - math.log(len(self.logits))
+
+    def drawn(self, draw: int, count: int, generator: torch.Generator) -> Tensor:
+        """Labels of every example under one draw, (count, example, label), 0 or 1."""
+        probs = self.probs[draw]
+        chosen = torch.rand((count, *probs.shape), dtype=probs.dtype, generator=generator)
+        return (chosen < probs).long()
 
     def metrics(self) -> dict[str, float]:
         """What an evaluation reports. A label is predicted where its probability is above 1/2.

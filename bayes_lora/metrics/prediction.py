@@ -74,6 +74,10 @@ class Prediction:
         """Between label and adapters, H[E p] - E H[p] >= 0, (example,), nats: how far the draws disagree."""
         return (self.total_entropy - self.aleatoric_entropy).clamp_min(0)
 
+    def drawn(self, draw: int, count: int, generator: torch.Generator) -> Tensor:
+        """Labels of every example under one draw, (count, example)."""
+        return torch.multinomial(self.probs[draw], count, replacement=True, generator=generator).T
+
 
 def rescaled_classes(prediction: Prediction, temperature: float) -> Prediction:
     """``q(y) proportional to p(y)^(1 / T)`` of the mean probabilities p: one sample, and the same labels."""

@@ -11,12 +11,13 @@ from torch.nn.functional import nll_loss
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.labels import UNLABELLED
 from bayes_lora.metrics.classification import evaluate
+from bayes_lora.metrics.drawn_prediction import DrawnPrediction
 from bayes_lora.metrics.labels import known_labels
 from bayes_lora.metrics.prediction import Prediction
 
 
 @dataclass(frozen=True)
-class TokenPrediction:
+class TokenPrediction(DrawnPrediction):
     """Class probabilities of every token of every row under every draw; given a draw, tokens are independent.
 
     Attributes:
@@ -42,7 +43,20 @@ class TokenPrediction:
             raise DataError(
                 "no token of the predicted rows has a label, so no metric can be had. Predict rows with labels."
             )
-        return Prediction(self.logits[:, chosen], labels[chosen])
+        return Prediction(
+            self.logits[:, chosen],
+            labels[chosen],
+            kl_temperature=self.kl_temperature,
+            joint=self.joint,
+            block_size=self.block_size,
+        )
+
+    @cached_property
+    def scored(self) -> Tensor:
+        """(row, token), which have a class, or are to have one; all where nothing is said."""
+        if self.labels is None:
+            return torch.ones(self.logits.shape[1:3], dtype=torch.bool)
+        return self.labels != UNLABELLED
 
     @cached_property
     def probs(self) -> Tensor:
@@ -72,8 +86,8 @@ class TokenPrediction:
         return self.total_entropy - self.aleatoric_entropy
 
     @cached_property
-    def log_density(self) -> Tensor:
-        """ln 1/S sum_s prod_t p(y_t | s) over the labelled tokens of each row, (row,), nats.
+    def draw_log_density(self) -> Tensor:
+        """ln prod_t p(y_t | s) over the labelled tokens of each row under every draw, (sample, row), nats.
 
         Raises:
             DataError: the rows have no labels.
@@ -81,14 +95,28 @@ class TokenPrediction:
         labels = known_labels(self.labels)
         labels = labels.where(labels >= 0, UNLABELLED)
         log_probs = self.logits.double().log_softmax(-1)
-        of_draws = torch.stack([-nll_loss(p.mT, labels, reduction="none").sum(-1) for p in log_probs])
-        return of_draws.logsumexp(0) - math.log(len(log_probs))
+        return torch.stack([-nll_loss(p.mT, labels, reduction="none").sum(-1) for p in log_probs])
+
+    @cached_property
+    def log_density(self) -> Tensor:
+        """ln 1/S sum_s prod_t p(y_t | s) over the labelled tokens of each row, (row,), nats.
+
+        Raises:
+            DataError: the rows have no labels.
+        """
+        return self.draw_log_density.logsumexp(0) - math.log(len(self.logits))
+
+    def drawn(self, draw: int, count: int, generator: torch.Generator) -> Tensor:
+        """Classes of the `scored` tokens under one draw, (count, row, token); -100 for the others."""
+        found = torch.full((count, *self.scored.shape), UNLABELLED)
+        if self.scored.any():
+            probs = self.probs[draw][self.scored]
+            found[:, self.scored] = torch.multinomial(probs, count, replacement=True, generator=generator).T
+        return found
 
     def positions(self, row: int) -> Tensor:
-        """Places of the tokens of a row that have a class, or are to have one, (word,); all where nothing is said."""
-        if self.labels is None:
-            return torch.arange(self.logits.shape[2])
-        return (self.labels[row] != UNLABELLED).nonzero().squeeze(-1)
+        """Places of the `scored` tokens of a row, (word,)."""
+        return self.scored[row].nonzero().squeeze(-1)
 
     def with_words(self, labels: Tensor) -> "TokenPrediction":
         """With the classes of words (row, word), -100 behind the last, in the places of their first tokens.

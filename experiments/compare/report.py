@@ -22,7 +22,7 @@ from bayes_lora.experiments.reports.page import png
 from bayes_lora.files import write_file
 from bayes_lora.metrics.bootstrap import mean_and_standard_error
 from bayes_lora.metrics.contrast import Contrast
-from bayes_lora.metrics.regression import QUANTILES, RegressionPrediction
+from bayes_lora.metrics.regression import QUANTILES
 from bayes_lora.metrics.uncertainty import risk_coverage_curve, uncertainty_scores
 
 RESULTS_FILE, SIGNIFICANCE_FILE = "results.csv", "significance.csv"
@@ -288,7 +288,8 @@ def _draw(results: Results, found: Scores, folder: Path) -> None:
 def _draw_quantiles(results: Results, found: Scores, folder: Path) -> None:
     """Of real numbers: how many labels lie below each predicted quantile; of other predictions nothing is drawn."""
     first, of_seeds = next(iter(found.items()))
-    if not isinstance(results.read(first, next(iter(of_seeds))).prediction, RegressionPrediction):
+    stored = results.read(first, next(iter(of_seeds)))
+    if stored.likelihood.numbers(stored.prediction) is None:
         return
     shares = {
         method.label: np.mean([results.read(method, seed).prediction.shares_below for seed in of_seeds], axis=0)

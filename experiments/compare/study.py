@@ -24,6 +24,7 @@ from bayes_lora.files import read_json
 from bayes_lora.inference import FitOptions, Prediction
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 from bayes_lora.inference.storage.predictions import row_id
+from bayes_lora.metrics.drawn_prediction import DrawnPrediction
 from bayes_lora.models import Likelihood
 from bayes_lora.randomness import Part, stream
 
@@ -266,6 +267,7 @@ class EncodedRows:
         """A prediction of `loader`, with the rows in their own order."""
         back = torch.tensor(self.by_length).argsort()
         labels = None if prediction.labels is None else prediction.labels[back]
-        if isinstance(prediction, Prediction):
-            return replace(prediction, logits=prediction.logits[:, back], labels=labels)
+        if isinstance(prediction, Prediction | DrawnPrediction):
+            of_draws: Any = prediction
+            return replace(of_draws, logits=of_draws.logits[:, back], labels=labels)
         return likelihood.unpack(likelihood.pack(prediction)[:, back], labels)

@@ -5,11 +5,15 @@
     prior_to_posterior   what did the data change in each adapter, in nats?
     mixture              are the mixture's components in use?
     psis_k_hat           is the guide close to the posterior? (small networks)
-    loo_pit              do the labels surprise the model as often as it says?
-    check_label_rates, check_accuracy, check_confidence
-                         do labels that the model draws look like those observed?
+    loo_pit              do the labels surprise the model as often as it says? (classes, grades, numbers)
+    check_labels         do labels that the model draws look like those observed?
+    check_accuracy, check_confidence
+                         is it right as often as it says? (choices between classes)
+    check_intervals      are labels in its intervals as often as it says? (numbers)
+    check_surprise       are tokens as surprising as it says? (language models)
     uncertainty_map      which adapters carry the uncertainty of the predictions?
-    enough_draws         how many draws does the predictive take, and is it far from the mean at all?
+    draws_needed, enough_draws
+                         how many draws does the predictive take, and is it far from the mean at all?
     rank_truth           is a way of sampling posteriors right where the truth is known? (simulations; gives `Ranks`)
 
 Each but the last returns a frozen dataclass with `flagged`, whether something is wrong, and `message`, the finding in
@@ -29,16 +33,23 @@ require_extra("diagnostics", "bayes_lora.inference.diagnostics", "arviz", "xarra
 
 from bayes_lora.inference.diagnostics.controls import CLAIMS, CONTROLS, claims_table
 from bayes_lora.inference.diagnostics.convergence import Convergence, convergence
-from bayes_lora.inference.diagnostics.enough_draws import EnoughDraws, enough_draws
+from bayes_lora.inference.diagnostics.enough_draws import EnoughDraws, draws_needed, enough_draws
 from bayes_lora.inference.diagnostics.information import AdapterChange, PriorToPosterior, prior_to_posterior
 from bayes_lora.inference.diagnostics.leave_one_out import ELPD, compare, elpd_held_out, loo, waic
 from bayes_lora.inference.diagnostics.loo_pit import LooPit, loo_pit
 from bayes_lora.inference.diagnostics.mixture import Mixture, mixture
 from bayes_lora.inference.diagnostics.pareto import ParetoCheck, psis_k_hat
-from bayes_lora.inference.diagnostics.predictive_checks import check_accuracy, check_confidence, check_label_rates
+from bayes_lora.inference.diagnostics.predictive_checks import (
+    check_accuracy,
+    check_confidence,
+    check_intervals,
+    check_label_rates,
+    check_labels,
+)
 from bayes_lora.inference.diagnostics.replicated_labels import PredictiveCheck
 from bayes_lora.inference.diagnostics.simulation_based_calibration import Ranks, rank_truth
 from bayes_lora.inference.diagnostics.spread import AdapterSpread, SeedSpread, seed_spread
+from bayes_lora.inference.diagnostics.surprise import Surprise, check_surprise
 from bayes_lora.inference.diagnostics.uncertainty_map import (
     PartUncertainty,
     Uncertainty,
@@ -62,14 +73,19 @@ __all__ = [
     "PriorToPosterior",
     "Ranks",
     "SeedSpread",
+    "Surprise",
     "Uncertainty",
     "UncertaintyMap",
     "check_accuracy",
     "check_confidence",
+    "check_intervals",
     "check_label_rates",
+    "check_labels",
+    "check_surprise",
     "claims_table",
     "compare",
     "convergence",
+    "draws_needed",
     "elpd_held_out",
     "enough_draws",
     "loo",

@@ -6,17 +6,14 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 
-from bayes_lora.checks import require_class_ids
-from bayes_lora.errors import DataError, LikelihoodError
+from bayes_lora.errors import DataError
 from bayes_lora.inference.diagnostics.arviz_bridge import InferenceData, from_groups
 from bayes_lora.inference.diagnostics.latent_draws import latent_draws
+from bayes_lora.inference.diagnostics.predictive_groups import predictive_groups
 from bayes_lora.inference.predictors.predictive import predict
-from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
-from bayes_lora.models.likelihoods.classification import Classification
 from bayes_lora.randomness import stream
 
 # Streams that no draw of `predict` has: those of the prior's draws and of the sampled labels.
@@ -33,6 +30,7 @@ def to_inference_data(
     history: Sequence[Mapping[str, float]] | None = None,
     adapters: Sequence[str] = (),
     example_ids: Sequence[Any] | None = None,
+    label_names: Sequence[Any] | None = None,
 ) -> InferenceData:
     """Draws of the posterior and of the prior, and what the posterior's predict, for ArviZ.
 
@@ -46,15 +44,29 @@ def to_inference_data(
                               Sigma_r{rank}                (adapter_r{rank}, rank_r{rank}, rank_other_r{rank})
                               correlation_r{rank}          the same
                               A_r{rank}_n{in_features}     (adapter_r.._n.., rank_r{rank}, column_n{in_features})
-        posterior_predictive  y;  probs                    (example);  (example, class)
+        posterior_predictive  y                            (example, ...)        labels drawn, see below
         log_likelihood        y                            (example)             nats; needs labels
-        observed_data         y                            (example), no draws;  needs labels
+        observed_data         y                            (example, ...), no draws;  needs labels
         sample_stats          loss, nll, kl_normal, ...    (step), no draws;     needs `history`
         constant_data         sample_scale, degrees_of_freedom, rank, in_features     (adapter), no draws
 
+    What labels are is the likelihood's. Behind `example`, and beside y, posterior_predictive has
+
+        classes, grades       y: -         probs (class)
+        several labels        y: (label)   probs (label)
+        numbers               y: (output)  location (output), noise_scale (output) without example; no dimension
+                                           `output` where there is one
+        classes of words      y: (token)   probs (token, class); -100 and NaN where a token has no label
+        language models       no y         log_probs (token) of the label tokens, nats; total_entropy and
+                                           aleatoric_entropy (token) without draws; NaN where a token has no label
+
+    log_likelihood is of a row: of all its labels, outputs or tokens together. Probabilities of the whole vocabulary
+    under every draw are too many to be kept, so that a language model has no tokens to draw.
+
     Suffixes are those of the sites, so that names do not change when a second rank appears. Where there are several
     outer draws, pi, Sigma and what belongs to one of them have a dimension `outer` before the adapter. Coordinates of
-    adapters are module names, those of `class` the network's label names; components, ranks and columns count from 1.
+    adapters are module names, those of `class`, `label` and `output` the network's label names; tokens count from 0,
+    components, ranks and columns from 1.
     The attributes of constant_data are the model's configuration.
 
     Draws are independent, which leaving rows out, WAIC and whatever ArviZ does with them take for granted. Draw s is
@@ -90,13 +102,14 @@ def to_inference_data(
         history: of the fit, as `FitResult.history` is.
         adapters: module names, from `model.sites.names`, of the adapters whose LoRA-A is kept; it is large.
         example_ids: coordinates of `example`, one for each row; else rows are numbered from 0.
+        label_names: coordinates of `class`, `label` or `output`, where they are not to be the network's.
 
     Raises:
         AdapterError: a name that no adapter has.
         ConfigurationError: num_samples below 1, a seed out of range, a guide of another model.
-        DataError: an empty loader, labels in some batches only, ids that are not as many as the rows, or a history
-            without steps.
-        LikelihoodError: a likelihood other than `Classification`, or labels outside the classes.
+        DataError: an empty loader, labels in some batches only, ids or names that are not as many as what they name, or
+            a history without steps.
+        LikelihoodError: a callable in place of a likelihood, or labels outside the classes.
 
     Source: ArviZ's schema of InferenceData; arXiv 2411.04358, Algorithm 1.
 
@@ -105,16 +118,40 @@ def to_inference_data(
         >>> arviz.plot_forest(data, var_names=["effective_components"], combined=True)  # doctest: +SKIP
         >>> data.posterior["pi"].sel(adapter="bert.encoder.layer.0.attention.self.query")  # doctest: +SKIP
     """
-    if type(model.likelihood) is not Classification:
-        raise LikelihoodError(
-            f"the likelihood of the model is {type(model.likelihood).__name__}, and inference data are made of class "
-            "probabilities. Use bayes_lora.models.Classification."
-        )
     prediction = predict(model, guide, loader, num_samples=num_samples, draws="independent", seed=seed)
+    return of_prediction(
+        model,
+        guide,
+        prediction,
+        num_samples=num_samples,
+        seed=seed,
+        history=history,
+        adapters=adapters,
+        example_ids=example_ids,
+        label_names=label_names,
+    )
+
+
+def of_prediction(
+    model: BayesianLoRA,
+    guide: Callable[..., Any],
+    prediction: Any,
+    *,
+    num_samples: int,
+    seed: int,
+    history: Sequence[Mapping[str, float]] | None = None,
+    adapters: Sequence[str] = (),
+    example_ids: Sequence[Any] | None = None,
+    label_names: Sequence[Any] | None = None,
+) -> InferenceData:
+    """`to_inference_data` of what ``predict(..., draws="independent")`` gave with the same number of draws and seed."""
+    names = _names(model, prediction) if label_names is None else label_names
     groups = {
         "posterior": latent_draws(model, guide, num_samples, seed, adapters),
         "prior": latent_draws(model, model.sample_latents, num_samples, stream(seed, _PRIOR), adapters),
-        **_predictions(prediction, stream(seed, _LABELS), _class_names(model, prediction), example_ids),
+        **predictive_groups(
+            model.likelihood, prediction, seed=stream(seed, _LABELS), label_names=names, example_ids=example_ids
+        ),
         "constant_data": _constants(model),
     }
     if history:
@@ -123,48 +160,18 @@ def to_inference_data(
     return from_groups(groups, {**library, "seed": seed})
 
 
-def _predictions(
-    prediction: Prediction, seed: int, class_names: Sequence[Any], example_ids: Sequence[Any] | None
-) -> dict[str, xr.Dataset]:
-    """posterior_predictive; with labels also log_likelihood and observed_data."""
-    num_samples, num_examples, num_classes = prediction.logits.shape
-    if example_ids is not None and len(example_ids) != num_examples:
-        raise DataError(
-            f"there are {len(example_ids)} example_ids for {num_examples} rows. Give one for each row of the loader."
-        )
-    examples = np.arange(num_examples) if example_ids is None else np.asarray(example_ids)
-    coords = {"chain": [0], "draw": np.arange(num_samples), "example": examples}
-    dims = ("chain", "draw", "example")
-    # A generator for each draw, so that fewer draws are the first of many.
-    drawn = [
-        torch.multinomial(probs, 1, generator=torch.Generator().manual_seed(stream(seed, draw))).squeeze(-1)
-        for draw, probs in enumerate(prediction.probs)
+def _names(model: BayesianLoRA, prediction: Any) -> Sequence[Any] | None:
+    """The network's own names of its classes, labels or outputs where it has one for each."""
+    dim = model.likelihood.named_dim
+    sizes = [
+        of.values.shape[of.dims.index(dim) + of.of_draws]
+        for of in model.likelihood.predictive_variables(prediction).values()
+        if dim in of.dims
     ]
-    predictive = {
-        "y": (dims, torch.stack(drawn).unsqueeze(0).numpy(), {"long_name": "class drawn"}),
-        "probs": ((*dims, "class"), prediction.probs.unsqueeze(0).numpy(), {"long_name": "class probability"}),
-    }
-    found = {"posterior_predictive": xr.Dataset(predictive, {**coords, "class": class_names})}
-    if prediction.labels is None:
-        return found
-    labels = prediction.labels.long()
-    require_class_ids(labels, num_classes, LikelihoodError, "Correct the labels, or leave them out.")
-    log_probs = prediction.logits.double().log_softmax(-1)
-    chosen = log_probs.gather(-1, labels.expand(num_samples, -1).unsqueeze(-1)).squeeze(-1)
-    attributes = {"long_name": "log likelihood", "units": "nats"}
-    found["log_likelihood"] = xr.Dataset({"y": (dims, chosen.unsqueeze(0).numpy(), attributes)}, coords)
-    found["observed_data"] = xr.Dataset(
-        {"y": ("example", labels.numpy(), {"long_name": "class observed"})}, {"example": examples}
-    )
-    return found
-
-
-def _class_names(model: BayesianLoRA, prediction: Prediction) -> Sequence[Any]:
-    """The network's own names of its classes where it has one for each, else their numbers."""
-    num_classes = prediction.logits.shape[-1]
-    names = getattr(getattr(model.network, "config", None), "id2label", None) or {}
-    found = [names.get(index) for index in range(num_classes)]
-    return list(range(num_classes)) if None in found or len(set(found)) < num_classes else found
+    own = dict(enumerate(getattr(prediction, "label_names", ())))  # of tokens
+    names = own or getattr(getattr(model.network, "config", None), "id2label", None) or {}
+    found = [names.get(index) for index in range(max(sizes, default=0))]
+    return None if None in found or len(set(found)) < len(found) or len(names) != len(found) else found
 
 
 def _constants(model: BayesianLoRA) -> xr.Dataset:

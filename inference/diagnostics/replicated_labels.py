@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.metrics.classification import accuracy
 from bayes_lora.metrics.prediction import Prediction
 
-Statistics = Callable[[Tensor], Tensor]  # labels (replicate, example) -> (replicate, statistic)
+Statistics = Callable[[Tensor], Tensor]  # labels (replicate, row, ...) -> (replicate, statistic)
+Drawn = Callable[[int, int, torch.Generator], Tensor]  # draw, count -> labels (count, row, ...)
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class PredictiveCheck:
     """Statistics of the observed labels beside those of labels drawn from the posterior predictive.
 
     Attributes:
-        what: what the statistics are shares of.
+        what: what the statistics are of.
         names: of the statistics.
-        counts: rows that each is a share of.
+        counts: rows that each is taken over, or labels where a row has several.
         observed: value of each.
         replicated: mean of each over replicates.
         low, high: 2.5 % and 97.5 % quantiles of each over replicates.
@@ -77,26 +79,28 @@ def against_replicates(
     names: tuple[str, ...],
     counts: tuple[int, ...],
     statistics: Statistics,
-    prediction: Prediction,
+    prediction: Any,
     num_replicates: int,
     seed: int,
     failure_rate: float,
+    drawn: Drawn | None = None,
 ) -> PredictiveCheck:
     """Statistics of the observed labels against those of replicated ones; see `check_label_rates` for the p-values.
 
     Args:
         what, names, counts: see `PredictiveCheck`.
-        statistics: of labels (replicate, example): (replicate, statistic).
-        prediction: labelled rows, as `require_labels` has checked them.
+        statistics: of labels (replicate, row, ...): (replicate, statistic).
+        prediction: labelled rows, their labels checked.
         num_replicates: replicates.
         seed: of the replicates.
         failure_rate: probability that a model which is right is flagged, at most.
+        drawn: how labels are drawn; by default as the prediction says.
 
     Raises:
         ConfigurationError: draws that are not joint, too few replicates for the failure rate, or an option out of
             range.
     """
-    if not prediction.joint:
+    if not getattr(prediction, "joint", True):
         raise ConfigurationError(
             "the draws of each row are independent of those of other rows, as dropout masks and Laplace's "
             "link='monte_carlo' make them, so replicates of all rows would vary too little. Predict with a posterior, "
@@ -112,8 +116,8 @@ def against_replicates(
             f"{num_replicates} replicates cannot show a p-value below {failure_rate:g} / {len(names)} statistics. "
             f"Give num_replicates={needed} or more."
         )
-    observed = statistics(prediction.labels.unsqueeze(0))[0].numpy()  # type: ignore[union-attr]
-    replicated = _replicate(prediction, statistics, num_replicates, seed)
+    observed = statistics(prediction.labels.unsqueeze(0))[0].numpy()
+    replicated = _replicate(drawn or prediction.drawn, len(prediction.logits), statistics, num_replicates, seed)
     # The observed labels count as one more replicate, so that no p-value is 0 and the test keeps its rate.
     above, below = (
         (1 + side.sum(0)) / (num_replicates + 1) for side in (replicated >= observed, replicated <= observed)
@@ -132,14 +136,12 @@ def against_replicates(
     )
 
 
-def _replicate(prediction: Prediction, statistics: Statistics, num_replicates: int, seed: int) -> NDArray[np.float64]:
+def _replicate(
+    drawn: Drawn, num_draws: int, statistics: Statistics, num_replicates: int, seed: int
+) -> NDArray[np.float64]:
     """Statistics (replicate, statistic) of drawn labels; every draw of the posterior serves equally many replicates."""
-    generator = torch.Generator().manual_seed(seed)
-    num_draws = len(prediction.probs)
-    found = []
+    generator, found = torch.Generator().manual_seed(seed), []
     for draw in range(min(num_draws, num_replicates)):
         share = len(range(draw, num_replicates, num_draws))
-        # (example, replicate), then (replicate, example)
-        drawn = torch.multinomial(prediction.probs[draw], share, replacement=True, generator=generator).T
-        found.append(statistics(drawn))
+        found.append(statistics(drawn(draw, share, generator)))
     return torch.cat(found).numpy()

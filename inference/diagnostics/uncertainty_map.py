@@ -11,8 +11,7 @@ from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference.diagnostics.without_noise import without_noise
 from bayes_lora.inference.guides.posterior_draw import Guide
 from bayes_lora.inference.predictors.posterior_passes import PosteriorPasses
-from bayes_lora.metrics.prediction import Prediction
-from bayes_lora.models import BayesianLoRA
+from bayes_lora.models import BayesianLoRA, Likelihood
 
 _NOTHING = 1e-12  # nats: rounding of the difference of two entropies
 
@@ -22,8 +21,10 @@ class Uncertainty:
     """Of a set of predictions, means over examples.
 
     Attributes:
-        mutual_information: between label and adapters, nats.
-        variance: of the class probabilities over draws, summed over classes.
+        mutual_information: between a row's label, or all of its labels, and the adapters, nats; see
+            `Likelihood.disagreement`.
+        variance: over draws, of what the predictive is the mean of, see `Likelihood.averaged`: of the class
+            probabilities, summed over classes and words; of numbers, in squares of the predictive's standard deviation.
     """
 
     mutual_information: float
@@ -116,7 +117,7 @@ def uncertainty_map(
         model: the model.
         guide: its guide, or any Pyro callable that samples the model's latent sites. A guide with its own centre, as
             an autoguide's, has to have it in LoRA-A: see `AutoAdapterGuide.copy_median_to_adapters`.
-        loader: batches as the network takes them; labels are not looked at.
+        loader: batches as the network takes them; labels say no more than which tokens count.
         num_samples: draws, at least 2.
         seed: of the draws.
         parts: adapters, as in `model.sites.names`, by the name of a part, for example one for each layer; by default
@@ -127,6 +128,8 @@ def uncertainty_map(
     Raises:
         ConfigurationError: no parts, unknown adapters, num_samples below 2, or what `predict` refuses.
         DataError: an empty loader.
+        LikelihoodError: a likelihood that does not say how far draws disagree, or a language model's rows without
+            labels.
 
     Source: mutual information as in Houlsby et al., "Bayesian active learning for classification and preference
     learning" (2011), equation 2.
@@ -151,10 +154,11 @@ def uncertainty_map(
         for index, of_part in enumerate(passes):
             of_part.stacks = passes[0].stacks  # of the network, whatever is ablated
             prediction = of_part.predict([batch])
-            sums[index] += _totals(prediction)
+            of_rows = _of_rows(model.likelihood, prediction)
+            sums[index] += of_rows.sum(0)
             if on_prediction is not None:
                 on_prediction()
-        num_rows += prediction.logits.shape[1]
+        num_rows += len(of_rows)
     if num_rows == 0:
         raise DataError("there is nothing to predict: the loader has no batches. Pass at least one row.")
     whole, *others = (Uncertainty(*means) for means in (sums / num_rows).tolist())
@@ -162,10 +166,10 @@ def uncertainty_map(
     return UncertaintyMap(whole, tuple(PartUncertainty(*pair) for pair in pairs))
 
 
-def _totals(prediction: Prediction) -> Tensor:
-    """Mutual information and variance, summed over examples."""
-    variance = prediction.probs.var(0, correction=0).sum(-1)
-    return torch.stack([prediction.mutual_information.sum(), variance.sum()])
+def _of_rows(likelihood: Likelihood, prediction: Any) -> Tensor:
+    """Mutual information and variance, (row, 2)."""
+    variance = likelihood.averaged(prediction).var(0, correction=0).flatten(1).sum(-1)
+    return torch.stack([likelihood.disagreement(prediction), variance], dim=-1)
 
 
 def _masks(model: BayesianLoRA, parts: Mapping[str, Sequence[str]] | None) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ from bayes_lora.inference.predictors.stacked_draws import (
     noisy_logits,
     num_examples,
 )
+from bayes_lora.metrics.drawn_prediction import DrawnPrediction
 from bayes_lora.metrics.monte_carlo_error import error_of_mean
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import BayesianLoRA
@@ -46,6 +47,7 @@ class PosteriorPasses:
         model, guide, num_samples, seed, draws_per_pass, draws, tolerance: see `predict`, whose errors they have.
 
     Attributes:
+        block_size: draws that belong together by design.
         stacks: whether draws can share a pass; None until it has been tried, on the first batch with room for two.
     """
 
@@ -70,7 +72,7 @@ class PosteriorPasses:
         self._model, self._guide, self._seed = model, guide, seed
         self._num_samples, self._draws_per_pass, self._tolerance = num_samples, draws_per_pass, tolerance
         self._draws = design_of(guide, draws, num_samples)
-        self._block_size = block_size(self._draws)
+        self.block_size = block_size(self._draws)
         self.stacks: bool | None = None
 
     @cached_property
@@ -103,14 +105,15 @@ class PosteriorPasses:
         with self.predicting():
             logits, labels = collect_logits(logits_of, loader, model.sites.example.device, on_batch)
         prediction = model.likelihood.prediction(logits, labels)
-        if not isinstance(prediction, Prediction) or at_mean:
+        if not isinstance(prediction, Prediction | DrawnPrediction) or at_mean:
             return prediction  # type: ignore[no-any-return]
-        found = replace(prediction, kl_temperature=model.config.kl_temperature, block_size=self._block_size)
-        if not counts:
-            return found
-        num_draws = torch.cat(counts)
-        joint = bool((num_draws == num_draws[0]).all())
-        return replace(found, joint=joint, num_draws=num_draws, at_mean=torch.cat(means))
+        num_draws = torch.cat(counts) if counts else None
+        joint = num_draws is None or bool((num_draws == num_draws[0]).all())
+        of_draws: dict[str, Any] = {"kl_temperature": model.config.kl_temperature, "block_size": self.block_size}
+        found: Any = replace(prediction, joint=joint, **of_draws)
+        if num_draws is None or not isinstance(prediction, Prediction):
+            return found  # type: ignore[no-any-return]
+        return replace(found, num_draws=num_draws, at_mean=torch.cat(means))  # type: ignore[no-any-return]
 
     def _reduced(self, inputs: Inputs, labels: Tensor | None, *, at_mean: bool) -> Any:
         """What a likelihood that reduces its passes predicts of one batch."""
@@ -135,6 +138,17 @@ class PosteriorPasses:
                 break
             self._add(predictive, range(drawn, more))
         return at_mean, predictive.prediction()
+
+    def averaged(self, inputs: Inputs, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the predictive is the mean of, see `Likelihood.averaged`, of one batch: at ``A = mu``, (example, ...),
+        and under the draws, (sample, example, ...)."""
+        likelihood = self._model.likelihood
+        if likelihood.reduces:
+            mean, predictive = (likelihood.averaged(of) for of in self.mean_and_predictive(inputs, labels))
+            return mean[0], predictive
+        logits = in_full_precision(self.mean_and_draws(inputs))
+        found = likelihood.averaged(likelihood.prediction(logits, None if labels is None else labels.cpu()))
+        return found[0], found[1:]
 
     def _add(self, reduction: Reduction, draws: Sequence[int | None]) -> None:
         for logits in self._passes(dict(reduction.inputs), draws, reduction.draws_per_pass):
@@ -172,11 +186,11 @@ class PosteriorPasses:
         """Numbers of draws after which it is looked whether they are enough; the last is."""
         if self._num_samples != "auto":
             return (self._num_samples,)
-        return [stage for stage in _STAGES if stage >= self._block_size]
+        return [stage for stage in _STAGES if stage >= self.block_size]
 
     def _are_enough(self, of_draws: Tensor, at_mean: Tensor) -> bool:
         """Whether the mean over draws is known as well as the tolerance asks for."""
-        return bool((error_of_mean(of_draws, self._block_size, at_mean) <= self._tolerance).all())
+        return bool((error_of_mean(of_draws, self.block_size, at_mean) <= self._tolerance).all())
 
     def _at_mean_of(self, logits: Tensor) -> Tensor:
         """What a prediction says at the mean, (example, class), the first of the logits."""

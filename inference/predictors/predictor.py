@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bayes_lora.errors import DataError
 from bayes_lora.labels import UNLABELLED
+from bayes_lora.metrics.drawn_prediction import DrawnPrediction
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import Likelihood, LikelihoodNetwork
 from bayes_lora.models.likelihood_network import prediction_of
@@ -73,9 +74,10 @@ class NetworkPredictor(ABC):
                 return joined_batches(predict, network.likelihood, loader, device, on_batch)  # type: ignore[no-any-return]
             outputs = collect_logits(lambda inputs: torch.cat([*passes(inputs)]), loader, device, on_batch)
         found = prediction_of(network, *outputs)
-        if not isinstance(found, Prediction):
+        if not isinstance(found, Prediction | DrawnPrediction):
             return found  # type: ignore[no-any-return]
-        return replace(found, joint=self.joint, block_size=self.block_size(num_samples))
+        of_draws: Any = replace(found, joint=self.joint, block_size=self.block_size(num_samples))
+        return of_draws  # type: ignore[no-any-return]
 
 
 def collect(

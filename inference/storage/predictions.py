@@ -38,6 +38,7 @@ from bayes_lora.inference.storage.prediction_columns import (
     logits_in,
     unusable,
 )
+from bayes_lora.metrics.drawn_prediction import DrawnPrediction
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models import Classification, Likelihood
 from bayes_lora.models.likelihoods.kinds import likelihood_kinds
@@ -200,7 +201,7 @@ def read_prediction(path: Path) -> StoredPrediction:
         except (KeyError, TypeError, RuntimeError) as error:
             raise unusable(path, f"has rows of another shape than it says ({error})") from error
     prediction = likelihood.unpack(packed, known)
-    if isinstance(prediction, Prediction):
+    if isinstance(prediction, Prediction | DrawnPrediction):
         prediction = replace(prediction, block_size=about.block_size)
     stored = StoredPrediction(prediction, tuple(ids.to_pylist()), about, likelihood)
     stored.__dict__["packed"] = packed  # as it stands in the file, whose checksum is of it

@@ -15,6 +15,7 @@ from bayes_lora.distributions.next_token_categorical import NextTokenCategorical
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.labels import UNLABELLED
 from bayes_lora.metrics.language import LanguagePrediction
+from bayes_lora.models.likelihoods.diagnosed import Variable
 from bayes_lora.models.likelihoods.labelled_tokens import count_labelled, require_labelled
 from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.likelihoods.next_token_reduction import NextTokenReduction, num_last, scored_tokens
@@ -34,6 +35,8 @@ class CausalLanguageModel(Likelihood):
     """
 
     kind = "causal_language_model"
+    label_dims = ("token",)
+    averaged_called = "probability of a label token"
     row_dims = 2
     reduces = True
 
@@ -198,6 +201,33 @@ class CausalLanguageModel(Likelihood):
     def row_log_density(self, prediction: Any) -> Tensor:
         """See `LanguagePrediction.log_density`."""
         return prediction.log_density  # type: ignore[no-any-return]
+
+    def draw_log_density(self, prediction: Any) -> Tensor:
+        """Of all labelled tokens of a row together."""
+        return prediction.draw_log_density  # type: ignore[no-any-return]
+
+    def replicated(self, prediction: Any, draw: int, count: int, generator: torch.Generator) -> None:
+        """Probabilities of other tokens than the labels are gone."""
+
+    def predictive_variables(self, prediction: Any) -> dict[str, Variable]:
+        """Of each scored token the log probability of its label under every draw, where it has one, and the entropies;
+        NaN for other tokens."""
+        dims, found = ("example", "token"), {}
+        if prediction.log_probs is not None:
+            log_probs = prediction.log_probs.where(prediction.scored, torch.nan)
+            found["log_probs"] = Variable(log_probs, dims, "log probability of the token", "nats")
+        for name in ("total_entropy", "aleatoric_entropy"):
+            values = getattr(prediction, name).where(prediction.scored, torch.nan)
+            found[name] = Variable(values, dims, name.replace("_", " "), "nats", of_draws=False)
+        return found
+
+    def disagreement(self, prediction: Any) -> Tensor:
+        """The sum over scored tokens."""
+        return prediction.mutual_information.sum(-1)  # type: ignore[no-any-return]
+
+    def texts(self, prediction: Any) -> LanguagePrediction:
+        """The prediction itself."""
+        return prediction  # type: ignore[no-any-return]
 
     def losses(self, prediction: Any) -> dict[str, Tensor]:
         """Of rows by the mean number of tokens, so that the mean over rows is that over tokens; and of whole rows."""

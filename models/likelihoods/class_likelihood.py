@@ -2,17 +2,24 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from bayes_lora.checks import require_class_ids
+from bayes_lora.errors import LikelihoodError
 from bayes_lora.metrics.classification import all_metrics, example_losses
 from bayes_lora.metrics.labels import known_labels
 from bayes_lora.metrics.prediction import Prediction, rescaled_classes
 from bayes_lora.metrics.uncertainty import uncertainty_scores
+from bayes_lora.models.likelihoods.diagnosed import Variable, label_rates
 from bayes_lora.models.likelihoods.likelihood import Likelihood
 
 
 class ClassLikelihood(Likelihood):
     """Its predictions are class probabilities of rows, a `Prediction`."""
+
+    named_dim = "class"
+    statistics_called = "rate of labels"
 
     def summary(self, prediction: Any) -> Tensor:
         """Log probabilities of the posterior predictive, (example, class)."""
@@ -34,6 +41,29 @@ class ClassLikelihood(Likelihood):
         """Of the labels' classes."""
         labels = known_labels(prediction.labels)
         return prediction.log_mean_probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)  # type: ignore[no-any-return]
+
+    def draw_log_density(self, prediction: Any) -> Tensor:
+        """Of the labels' classes."""
+        log_probs: Tensor = prediction.logits.double().log_softmax(-1)
+        labels = known_labels(prediction.labels).long()
+        require_class_ids(labels, log_probs.shape[-1], LikelihoodError, "Correct the labels, or leave them out.")
+        return log_probs.gather(-1, labels.expand(len(log_probs), -1).unsqueeze(-1)).squeeze(-1)
+
+    def replicated(self, prediction: Any, draw: int, count: int, generator: torch.Generator) -> Tensor:
+        """Classes."""
+        return prediction.drawn(draw, count, generator)  # type: ignore[no-any-return]
+
+    def label_statistics(self, prediction: Any, labels: Tensor) -> dict[str, Tensor]:
+        """Rates of the classes."""
+        return label_rates(labels, prediction.logits.shape[-1])
+
+    def predictive_variables(self, prediction: Any) -> dict[str, Variable]:
+        """Probabilities."""
+        return {"probs": Variable(prediction.probs, ("example", "class"), "class probability")}
+
+    def disagreement(self, prediction: Any) -> Tensor:
+        """See `Prediction.mutual_information`."""
+        return prediction.mutual_information  # type: ignore[no-any-return]
 
     def losses(self, prediction: Any) -> dict[str, Tensor]:
         """See `example_losses`."""

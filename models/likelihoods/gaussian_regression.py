@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bayes_lora.checks import require_count, require_positive
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.metrics.regression import RegressionPrediction
+from bayes_lora.models.likelihoods.diagnosed import Variable
 from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.likelihoods.words import Words
 
@@ -38,6 +39,9 @@ class GaussianRegression(Likelihood):
     """
 
     kind = "gaussian_regression"
+    label_dims = ("output",)
+    named_dim = "output"
+    averaged_called = "mean, in standard deviations of the predictive,"
 
     def __init__(self, noise_scale: float = 1.0, *, learned: bool = False, num_outputs: int = 1) -> None:
         super().__init__()
@@ -163,6 +167,29 @@ class GaussianRegression(Likelihood):
     def row_log_density(self, prediction: Any) -> Tensor:
         """See `RegressionPrediction.log_density`."""
         return prediction.log_density  # type: ignore[no-any-return]
+
+    def draw_log_density(self, prediction: Any) -> Tensor:
+        """See `RegressionPrediction.draw_log_density`."""
+        return prediction.draw_log_density  # type: ignore[no-any-return]
+
+    def replicated(self, prediction: Any, draw: int, count: int, generator: torch.Generator) -> Tensor:
+        """Numbers, with their noise."""
+        return prediction.drawn(draw, count, generator)  # type: ignore[no-any-return]
+
+    def predictive_variables(self, prediction: Any) -> dict[str, Variable]:
+        """Where the labels are, and the scale of their noise, in units of the labels."""
+        return {
+            "location": Variable(prediction.logits.double(), ("example", "output"), "location of the label"),
+            "noise_scale": Variable(prediction.scales.squeeze(1), ("output",), "scale of the noise"),
+        }
+
+    def disagreement(self, prediction: Any) -> Tensor:
+        """See `RegressionPrediction.mutual_information`."""
+        return prediction.mutual_information  # type: ignore[no-any-return]
+
+    def numbers(self, prediction: Any) -> RegressionPrediction:
+        """The prediction itself."""
+        return prediction  # type: ignore[no-any-return]
 
     def losses(self, prediction: Any) -> dict[str, Tensor]:
         """NLL, and CRPS as the mean over outputs."""

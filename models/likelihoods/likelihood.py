@@ -1,7 +1,7 @@
 """What a likelihood says about itself, and the network outputs that it takes."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, Self
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bayes_lora.effect_handlers import SiteHandler, densities_only
 from bayes_lora.errors import LikelihoodError
-from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.metrics.uncertainty import out_of_distribution_auroc
+from bayes_lora.models.likelihoods.diagnosed import Diagnosed
 from bayes_lora.models.likelihoods.words import Words
 from bayes_lora.precision import kept_precise, posterior_dtype
 
@@ -54,7 +54,7 @@ class Reduction(Protocol):
         """Of all that was taken in."""
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Diagnosed):
     """p(y_i | logits_i), independent over rows: all that a kind of label differs by from another.
 
     The model opens `logits` and `y` with it, ``loss = -1/n sum_i log p(y_i | logits_i)`` where n is what
@@ -253,10 +253,6 @@ class Likelihood(nn.Module, ABC):
             f"num_samples='auto' has to know what draws are averaged for, and {type(self).__name__} does not say. Say "
             "how many draws to take, such as num_samples=16; or define its `averaged`."
         )
-
-    def choices(self, prediction: Any) -> Prediction | None:
-        """All choices between classes that the prediction makes, one after the other, where it makes such."""
-        return None
 
     def rescaled(self, prediction: Any, temperature: float) -> Any:
         """The predictive, made less sure by a temperature above 1, or surer by one below; it has one sample or more.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.metrics.multi_label import MultiLabelPrediction
 from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.models.likelihoods.diagnosed import Variable
 from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.likelihoods.words import Words
 
@@ -23,6 +24,9 @@ class MultiLabel(Likelihood):
     """
 
     kind = "multi_label"
+    label_dims = ("label",)
+    named_dim = "label"
+    statistics_called = "rate of each label"
 
     @classmethod
     def of_network(cls, network: nn.Module) -> Self:
@@ -80,6 +84,26 @@ class MultiLabel(Likelihood):
         """See `MultiLabelPrediction.metrics`."""
         return prediction.metrics()  # type: ignore[no-any-return]
 
+    def draw_log_density(self, prediction: Any) -> Tensor:
+        """Of all labels of a row together."""
+        return prediction.draw_log_density  # type: ignore[no-any-return]
+
+    def replicated(self, prediction: Any, draw: int, count: int, generator: torch.Generator) -> Tensor:
+        """Zeros and ones."""
+        return prediction.drawn(draw, count, generator)  # type: ignore[no-any-return]
+
+    def label_statistics(self, prediction: Any, labels: Tensor) -> dict[str, Tensor]:
+        """The share of rows that have each label."""
+        return {f"label {index}": of.double().mean(1) for index, of in enumerate(labels.unbind(-1))}
+
+    def predictive_variables(self, prediction: Any) -> dict[str, Variable]:
+        """Probabilities."""
+        return {"probs": Variable(prediction.probs, ("example", "label"), "probability of the label")}
+
+    def disagreement(self, prediction: Any) -> Tensor:
+        """The sum over labels."""
+        return prediction.mutual_information.sum(-1)  # type: ignore[no-any-return]
+
     def losses(self, prediction: Any) -> dict[str, Tensor]:
         """NLL, share of labels that are right, and Brier score."""
         return prediction.losses()  # type: ignore[no-any-return]
@@ -99,7 +123,13 @@ class MultiLabel(Likelihood):
         """Every label of every row: has it, or has it not."""
         logits = prediction.logits.flatten(1)
         labels = None if prediction.labels is None else prediction.labels.reshape(-1).long()
-        return Prediction(torch.stack([torch.zeros_like(logits), logits], dim=-1), labels)
+        return Prediction(
+            torch.stack([torch.zeros_like(logits), logits], dim=-1),
+            labels,
+            kl_temperature=prediction.kl_temperature,
+            joint=prediction.joint,
+            block_size=prediction.block_size,
+        )
 
     def rescaled(self, prediction: Any, temperature: float) -> MultiLabelPrediction:
         """``logit q = logit(p) / T`` for each label, p its mean probability; one sample."""

@@ -39,6 +39,7 @@ class Ordinal(ClassLikelihood):
     """
 
     kind = "ordinal"
+    ordered = True
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

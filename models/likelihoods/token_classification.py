@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Self
 
+import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from bayes_lora.errors import LikelihoodError
 from bayes_lora.labels import UNLABELLED
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.metrics.tokens import TokenPrediction
+from bayes_lora.models.likelihoods.diagnosed import Variable, label_rates
 from bayes_lora.models.likelihoods.labelled_tokens import count_labelled, require_labelled
 from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.likelihoods.words import Words
@@ -29,6 +31,9 @@ class TokenClassification(Likelihood):
     """
 
     kind = "token_classification"
+    label_dims = ("token",)
+    named_dim = "class"
+    statistics_called = "rate of labels"
     row_dims = 2
 
     def __init__(self, label_names: tuple[str, ...] = ()) -> None:
@@ -129,9 +134,36 @@ class TokenClassification(Likelihood):
         tokens = (prediction.labels >= 0).sum()
         return {"nll": -prediction.log_density * len(prediction.labels) / tokens}
 
+    def draw_log_density(self, prediction: Any) -> Tensor:
+        """Of all labelled tokens of a row together."""
+        return prediction.draw_log_density  # type: ignore[no-any-return]
+
+    def replicated(self, prediction: Any, draw: int, count: int, generator: torch.Generator) -> Tensor:
+        """Classes of the tokens that have one; -100 for the others."""
+        return prediction.drawn(draw, count, generator)  # type: ignore[no-any-return]
+
+    def label_statistics(self, prediction: Any, labels: Tensor) -> dict[str, Tensor]:
+        """Rates of the classes among the tokens that have one."""
+        return label_rates(labels, prediction.logits.shape[-1])
+
+    def predictive_variables(self, prediction: Any) -> dict[str, Variable]:
+        """Probabilities; NaN for tokens without a class."""
+        probs = prediction.probs.where(prediction.scored.unsqueeze(-1), torch.nan)
+        return {"probs": Variable(probs, ("example", "token", "class"), "class probability")}
+
+    def disagreement(self, prediction: Any) -> Tensor:
+        """The sum over tokens that have a class."""
+        return prediction.mutual_information.where(prediction.scored, 0.0).sum(-1)  # type: ignore[no-any-return]
+
+    def uncertainty(self, prediction: Any) -> dict[str, Tensor]:
+        """Entropy and mutual information, nats, in the mean over a row's tokens that have a class."""
+        tokens = prediction.scored.sum(-1).clamp_min(1)
+        entropy = prediction.total_entropy.where(prediction.scored, 0.0).sum(-1)
+        return {"entropy": entropy / tokens, "mutual_information": self.disagreement(prediction) / tokens}
+
     def averaged(self, prediction: Any) -> Tensor:
-        """Probabilities."""
-        return prediction.probs  # type: ignore[no-any-return]
+        """Probabilities; 0 for tokens without a class."""
+        return prediction.probs.where(prediction.scored.unsqueeze(-1), 0.0)  # type: ignore[no-any-return]
 
     def choices(self, prediction: Any) -> Prediction:
         """The labelled tokens of all rows."""

@@ -375,7 +375,7 @@ def test_labels_outside_the_classes(batch: Batch) -> None:
 def test_other_likelihoods(batch: Batch) -> None:
     model, guide = noisy_pair()
     model.likelihood = OwnSites(lambda logits, labels: None)
-    with pytest.raises(LikelihoodError, match="likelihood of the model is OwnSites"):
+    with pytest.raises(LikelihoodError, match="likelihood of the model is a callable, OwnSites, of whose labels"):
         to_inference_data(model, guide, [batch], num_samples=2)
 
 
