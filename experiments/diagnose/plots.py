@@ -14,6 +14,7 @@ from bayes_lora.inference.diagnostics import PredictiveCheck
 
 _PANEL_COLUMNS = 6
 _DIVERGING = "RdBu_r"
+_SURPRISE_BINS = 12
 
 
 def uncertainty_map(names: Sequence[str], ablated: Tensor, alone: Tensor) -> Figure:
@@ -83,7 +84,7 @@ def covariances(names: Sequence[str], means: Tensor, title: str) -> Figure:
 
 
 def integral_transforms(values: Tensor) -> Figure:
-    """Histogram of leave-one-out probability integral transforms (example,), flat where predictions are calibrated."""
+    """Histogram of probability integral transforms (example,), flat where predictions are calibrated."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     bins = 10
@@ -92,13 +93,42 @@ def integral_transforms(values: Tensor) -> Figure:
     spread = 1.96 * np.sqrt(expected * (1 - 1 / bins))
     axes.axhline(expected, color="#767676", linestyle="--", linewidth=1, label="uniform")
     axes.axhspan(expected - spread, expected + spread, color="#767676", alpha=0.2, label="95 % of bins, if uniform")
-    axes.set(xlabel="probability integral transform", ylabel="examples", xlim=(0, 1), title="Leave-one-out calibration")
+    axes.set(xlabel="probability integral transform", ylabel="labels", xlim=(0, 1), title="Ranks of the labels")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def label_rates(names: Sequence[str], rates: PredictiveCheck) -> Figure:
-    """Observed share of each class beside the central 95 % of replicated labels; see `check_label_rates`."""
+def surprise(tokens: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """Mean surprise against entropy in bins of equal width, for named (entropy, surprise) of tokens, (token,), nats.
+
+    Bars are one standard error of the mean; bin counts below.
+    """
+    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    highest = max(float(entropies.max()) for entropies, _ in tokens.values())
+    edges = np.linspace(0, max(highest, 1e-6), _SURPRISE_BINS + 1)
+    upper.plot([0, edges[-1]], [0, edges[-1]], color="#767676", linestyle="--", linewidth=1, label="as predicted")
+    for place, ((name, (entropies, surprises)), colour) in enumerate(zip(tokens.items(), COLOURS, strict=False)):
+        x, y = entropies.numpy(), surprises.numpy()
+        bins = np.digitize(x, edges[1:-1])
+        filled = [b for b in range(_SURPRISE_BINS) if (bins == b).any()]
+        centres = [x[bins == b].mean() for b in filled]
+        means = [y[bins == b].mean() for b in filled]
+        errors = [y[bins == b].std() / np.sqrt((bins == b).sum()) for b in filled]
+        upper.errorbar(centres, means, yerr=errors, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
+        width = (edges[1] - edges[0]) * 0.8 / len(tokens)
+        offset = (place - (len(tokens) - 1) / 2) * width
+        counts = np.bincount(bins, minlength=_SURPRISE_BINS)
+        lower.bar((edges[:-1] + edges[1:]) / 2 + offset, counts, width=width, color=colour)
+    lower.set(xlabel="entropy that a token was predicted with (nats)", ylabel="tokens")
+    upper.set(ylabel="mean of -ln p (nats)", title="Surprise of the tokens")
+    upper.set_ylim(bottom=0)
+    upper.legend(loc="upper left", frameon=False)
+    return figure
+
+
+def label_rates(names: Sequence[str], rates: PredictiveCheck, xlabel: str = "share of the rows (%)") -> Figure:
+    """Observed share of each label beside the central 95 % of replicated labels; see `check_labels`."""
     figure = Figure(figsize=(6.8, 1.8 + 0.5 * len(names)), layout="constrained")
     axes = figure.subplots()
     positions = np.arange(len(names))
@@ -107,7 +137,7 @@ def label_rates(names: Sequence[str], rates: PredictiveCheck) -> Figure:
     axes.errorbar(middle, positions, xerr=errors, fmt="o", color=COLOURS[0], capsize=3, label="replicated, 95 %")
     axes.plot(100 * np.asarray(rates.observed), positions, "x", color=COLOURS[1], markersize=9, label="observed")
     axes.set_yticks(positions, list(names))
-    axes.set(xlabel="share of the rows (%)", ylim=(-0.6, len(names) - 0.4), title="Label rates")
+    axes.set(xlabel=xlabel, ylim=(-0.6, len(names) - 0.4), title="Label rates")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     return figure
 

@@ -1,51 +1,25 @@
 """The diagnosis of a run as a page."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bayes_lora.experiments.diagnose import plots as diagnostic_plots
 from bayes_lora.experiments.diagnose.diagnosis import Diagnosis
+from bayes_lora.experiments.diagnose.measures import Interval, intervals
+from bayes_lora.experiments.diagnose.predictions import examples, how_good, labels_drawn
 from bayes_lora.experiments.reports import plots
 from bayes_lora.experiments.reports.page import Picture, Section, TableData, write_report
-from bayes_lora.inference import Prediction, evaluate, metric_difference, one_by_one
 from bayes_lora.inference.diagnostics.arviz_bridge import group
-from bayes_lora.metrics.bootstrap import Statistic
-from bayes_lora.metrics.uncertainty import risk_coverage_curve, uncertainty_scores
-
-_SHOWN_ROWS = 5  # most and least certain ones
-_METRICS = {
-    "accuracy": ("accuracy %", 100, 1),
-    "nll": ("NLL (nats)", 1, 3),
-    "ece": ("ECE %", 100, 1),
-    "brier": ("Brier", 1, 3),
-}
 
 
 def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> Path:
     """Write `report.html` and its pictures; returns the page's path."""
-    parts = (_fitted, _verdicts, _predictions, _checks, _map, _learned, _examples)
-    task = diagnosis.run.config.task.name
-    return write_report(folder, f"The posterior of a fit to {task}", [part(diagnosis) for part in parts])
-
-
-def intervals(prediction: Prediction) -> dict[str, tuple[float, float, float]]:
-    """Each metric with its 95 % bootstrap interval over rows: (value, low, high)."""
-    labels = _known(prediction)
-
-    def statistic(metric: str) -> Statistic:
-        return one_by_one(lambda rows: evaluate(prediction.mean_probs[rows], labels[rows])[metric])
-
-    found = {}
-    for metric in _METRICS:
-        # Against a method whose metric is 0, the difference is the metric itself.
-        of = metric_difference(
-            [statistic(metric)], [lambda rows: torch.zeros(len(rows))], len(labels), num_resamples=500
-        )
-        found[metric] = (of.estimate, of.low, of.high)
-    return found
+    parts = (_fitted, _verdicts, how_good, labels_drawn, _map, _learned, examples)
+    sections = [section for part in parts if (section := part(diagnosis)) is not None]
+    return write_report(folder, f"The posterior of a fit to {diagnosis.run.config.task.name}", sections)
 
 
 def _fitted(diagnosis: Diagnosis) -> Section:
@@ -66,7 +40,7 @@ def _fitted(diagnosis: Diagnosis) -> Section:
     words = (
         f"{config.base_model} with LoRA adapters of rank {ranks} on {len(sites.adapters)} layers, fitted to the task "
         f"{config.task.name}. Everything below is about {len(diagnosis.rows)} rows that it was not trained on, under "
-        f"{len(diagnosis.predictive.logits)} draws of the posterior.",
+        f"{diagnosis.num_samples} draws of the posterior.",
     )
     table = TableData("The settings that shape the posterior.", ("setting", "value"), tuple(settings.items()))
     return Section("What was fitted", words, (table,))
@@ -80,6 +54,7 @@ def _verdicts(diagnosis: Diagnosis) -> Section:
         words = ["No diagnostic raised a flag. That is no proof of a good posterior: each sees one kind of fault."]
     if diagnosis.settled is None:
         words.append("Too few steps were logged to tell whether the loss had settled.")
+    words += [f"Left out: {reason}" for reason in diagnosis.left_out]
     rows = tuple((name, "look here" if found.flagged else "no flag", found.message) for name, found in findings.items())
     table = TableData(
         "Every diagnostic, and what it found.", ("diagnostic", "verdict", "in words"), rows, of_words=True
@@ -87,61 +62,15 @@ def _verdicts(diagnosis: Diagnosis) -> Section:
     return Section("Warnings", tuple(words), (table,))
 
 
-def _predictions(diagnosis: Diagnosis) -> Section:
-    compared = {"posterior mean": diagnosis.point, "posterior predictive": diagnosis.predictive}
-    rows = []
-    for name, prediction in compared.items():
-        found = intervals(prediction)
-        cells = [
-            f"{factor * found[metric][0]:.{digits}f} [{factor * found[metric][1]:.{digits}f}, "
-            f"{factor * found[metric][2]:.{digits}f}]"
-            for metric, (_, factor, digits) in _METRICS.items()
-        ]
-        rows.append((name, *cells))
-    header = ("", *(title for title, _, _ in _METRICS.values()))
-    table = TableData("With 95 % bootstrap intervals over the rows.", header, tuple(rows))
-    calibration = Picture(
-        "reliability",
-        plots.reliability({name: (p.mean_probs, _known(p)) for name, p in compared.items()}),
-        "Accuracy against confidence for posterior mean and posterior predictive, beside the diagonal.",
-        "A point below the diagonal is overconfident: it is right less often than it says. Below: examples per bin.",
-    )
-    curves = {}
-    for name, prediction in compared.items():
-        wrong = prediction.mean_probs.argmax(-1) != _known(prediction)
-        curves[name] = risk_coverage_curve(uncertainty_scores(prediction)["max_prob"], wrong)
-    coverage = Picture(
-        "risk_coverage",
-        plots.risk_coverage(curves),
-        "Share of wrong predictions among the rows kept, against the share of rows kept, the most certain first.",
-        "The lower and the later the rise, the better the model knows where it is wrong.",
-    )
-    return Section("How good the predictions are", (), (table,), (calibration, coverage))
-
-
-def _checks(diagnosis: Diagnosis) -> Section:
-    rates = diagnosis.checks[0]
-    transforms = Picture(
-        "integral_transforms",
-        diagnostic_plots.integral_transforms(torch.from_numpy(diagnosis.transforms.values)),
-        "Histogram of the probability integral transforms of the labels, beside the band of a uniform one.",
-        "Flat where the labels surprise the model as often as it says. Too many on the right: overconfidence.",
-    )
-    labels = Picture(
-        "label_rates",
-        diagnostic_plots.label_rates(diagnosis.run.config.task.label_names, rates),
-        "Observed share of each class beside the interval of labels drawn from the posterior predictive.",
-        "A cross outside its interval is a mix of classes that the model does not expect.",
-    )
-    return Section("Do labels that the model draws look like those observed?", (), (), (transforms, labels))
-
-
-def _map(diagnosis: Diagnosis) -> Section:
+def _map(diagnosis: Diagnosis) -> Section | None:
     found = diagnosis.uncertainty
+    if found is None:
+        return None
     whole = found.whole.mutual_information
     words = (
-        f"With all noise the mutual information is {whole:.3g} nats on average, over the first rows and a few draws. "
-        "Each part is ablated in turn, and each is left alone; the effects do not add up.",
+        f"With all noise the mutual information of a row's labels and the draw is {whole:.3g} nats on average, over "
+        "the first rows and a few draws. Each part is ablated in turn, and each is left alone; the effects do not add "
+        "up.",
     )
     ablated = torch.tensor([whole - part.without.mutual_information for part in found.parts])
     alone = torch.tensor([part.alone.mutual_information for part in found.parts])
@@ -206,54 +135,26 @@ def _learned(diagnosis: Diagnosis) -> Section:
     return Section("What was learned", (diagnosis.change.message,), (), tuple(pictures))
 
 
-def _examples(diagnosis: Diagnosis) -> Section:
-    predictive, task = diagnosis.predictive, diagnosis.run.config.task
-    order = predictive.total_entropy.argsort().tolist()
-    count = min(_SHOWN_ROWS, len(order) // 2)
-    labels = _known(predictive)
-    header = ("text", "label", "prediction", "probability", "MI (nats)")
-
-    def table(caption: str, rows: list[int]) -> TableData:
-        cells = []
-        for index in rows:
-            probs = predictive.mean_probs[index]
-            texts = " | ".join(str(diagnosis.rows[index][column]) for column in task.columns)
-            predicted = int(probs.argmax())
-            cells.append(
-                (
-                    texts,
-                    task.label_names[int(labels[index])],
-                    task.label_names[predicted],
-                    f"{probs[predicted]:.3f}",
-                    f"{predictive.mutual_information[index]:.4f}",
-                )
-            )
-        return TableData(caption, header, tuple(cells), of_words=True)
-
-    tables = (
-        table("The least certain rows, by the entropy of their prediction.", order[::-1][:count]),
-        table("The most certain rows.", order[:count]),
-    )
-    return Section("Most and least certain", (), tables)
-
-
-def _known(prediction: Prediction) -> Tensor:
-    assert prediction.labels is not None
-    return prediction.labels
-
-
 def described(found: Diagnosis) -> dict[str, Any]:
-    """Findings and metrics in plain data."""
+    """Findings and metrics in plain data, and what was left out."""
+    likelihood = found.run.model.likelihood
     return {
         "findings": {
             name: {"flagged": bool(finding.flagged), "message": finding.message}
             for name, finding in found.findings.items()
         },
         "metrics": {
-            name: {metric: dict(zip(("value", "low", "high"), of, strict=True)) for metric, of in metrics.items()}
+            name: {metric: _plain(of) for metric, of in metrics.items()}
             for name, metrics in (
-                ("posterior_mean", intervals(found.point)),
-                ("posterior_predictive", intervals(found.predictive)),
+                ("posterior_mean", intervals(likelihood, found.point)),
+                ("posterior_predictive", intervals(likelihood, found.predictive)),
             )
         },
+        "left_out": list(found.left_out),
     }
+
+
+def _plain(interval: Interval) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    named = zip(("value", "low", "high"), interval, strict=True)
+    return {name: None if math.isnan(value) else value for name, value in named}

@@ -83,6 +83,10 @@ class Classification(TaskFamily):
             "MI": f"{described['mutual_information']:.4f}",
         }
 
+    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+        """The class's name."""
+        return label_names[int(label)]
+
     def label_fault(self, label: Any, label_names: Sequence[str]) -> str | None:
         """Class ids are integers; True and 1.0 are none."""
         if isinstance(label, int) and not isinstance(label, bool) and label in range(len(label_names)):

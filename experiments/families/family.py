@@ -74,6 +74,10 @@ class TaskFamily(ABC):
         numbers = {name: described[name] for name in self.output_columns if isinstance(described.get(name), float)}
         return {name: f"{value:.4f}" for name, value in numbers.items()}
 
+    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+        """A label, as the network learns it, for people."""
+        return str(label)
+
     @abstractmethod
     def label_fault(self, label: Any, label_names: Sequence[str]) -> str | None:
         """What a label must be, where this is none."""

@@ -66,6 +66,10 @@ class MultiLabel(TaskFamily):
         shown = (f"{name} {described['probs'][name]:.2f}" for name in described["prediction"])
         return {"prediction": ", ".join(shown) or "-", "MI": f"{described['mutual_information']:.4f}"}
 
+    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+        """Names with commas between them."""
+        return ", ".join(name for name, chosen in zip(label_names, label, strict=True) if chosen) or "-"
+
     def label_fault(self, label: Any, label_names: Sequence[str]) -> str | None:
         """A list of zeros and ones."""
         right = isinstance(label, list) and len(label) == len(label_names)

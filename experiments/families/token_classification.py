@@ -90,6 +90,10 @@ class TokenClassification(TaskFamily):
             "MI": f"{sum(described['mutual_information']):.4f}",
         }
 
+    def label_text(self, label: Any, label_names: Sequence[str]) -> str:
+        """The words' classes with blanks between them."""
+        return " ".join(label_names[one] for one in label)
+
     def label_fault(self, label: Any, label_names: Sequence[str]) -> str | None:
         """Class ids of the words."""
         ids = range(len(label_names))

@@ -41,7 +41,10 @@ def loss_terms(history: Sequence[Mapping[str, float]]) -> Figure:
     for term, colour in zip(terms, COLOURS, strict=False):
         values = [entry[term] for entry in history]
         axes.plot(steps, values, label=_TERM_NAMES[term], color=colour, marker="o", markersize=2.5)
-    axes.set(yscale="log", xlabel="optimizer step", ylabel="contribution to the loss (nats per example)")
+    # Densities of numbers may be above 1, and their logarithms of any sign.
+    positive = all(entry[term] > 0 for entry in history for term in terms)
+    axes.set_yscale("log" if positive else "symlog")
+    axes.set(xlabel="optimizer step", ylabel="contribution to the loss (nats per observation)")
     axes.set_title("Loss terms, each as it is weighted in the loss")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
@@ -117,7 +120,7 @@ def reliability_panels(predictions: Mapping[str, Sequence[tuple[Tensor, Tensor]]
     return figure
 
 
-def risk_coverage(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+def risk_coverage(curves: Mapping[str, tuple[Tensor, Tensor]], what: str = "rows") -> Figure:
     """Errors among the rows kept against how many are kept, for named (coverage, risk), (example,) each.
 
     As `uncertainty_metrics.risk_coverage_curve` gives them; for several seeds, average the risks.
@@ -126,7 +129,8 @@ def risk_coverage(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     for name, style in _styles(curves):
         coverage, risk = curves[name]
         axes.plot((100 * coverage).numpy(), (100 * risk).numpy(), label=name, linewidth=1.5, **style)
-    axes.set(xlabel="rows kept, the most certain first (%)", ylabel="wrong among the rows kept (%)", xlim=(0, 100))
+    kept, wrong = f"{what} kept, the most certain first (%)", f"wrong among the {what} kept (%)"
+    axes.set(xlabel=kept, ylabel=wrong, xlim=(0, 100))
     axes.set_ylim(bottom=0)
     axes.set_title("Risk and coverage on the evaluated rows")
     figure.legend(loc="outside lower center", ncols=columns, fontsize=8, frameon=False)

@@ -21,7 +21,7 @@ def check_labels(
     prediction: Any,
     likelihood: Likelihood,
     *,
-    num_replicates: int = 4000,
+    num_replicates: int | None = None,
     seed: int = 0,
     failure_rate: float = 0.01,
 ) -> PredictiveCheck:
@@ -40,7 +40,8 @@ def check_labels(
     Args:
         prediction: labelled rows, of independent labels, best held out.
         likelihood: of the prediction.
-        num_replicates: replicates; as many as the failure rate needs to be resolved for every statistic.
+        num_replicates: replicates, as many as the failure rate needs to be resolved for every statistic; by default
+            that, and no fewer than 4000.
         seed: of the replicates.
         failure_rate: probability that a model which is right is flagged, at most.
 
@@ -59,14 +60,16 @@ def check_labels(
     labels, choices = known_labels(prediction.labels), likelihood.choices(prediction)
     if choices is not None:
         require_labels(choices)
+    if likelihood.replicated(prediction, 0, 1, torch.Generator()) is None:
+        raise LikelihoodError(
+            f"predictions of {type(likelihood).__name__} keep too little to draw labels from, to compare with others. "
+            "check_surprise says whether texts are as likely as predicted."
+        )
     names = tuple(likelihood.label_statistics(prediction, labels.unsqueeze(0)))
 
     def drawn(draw: int, count: int, generator: torch.Generator) -> Tensor:
         replicated = likelihood.replicated(prediction, draw, count, generator)
-        if replicated is None:
-            raise LikelihoodError(
-                f"predictions of {type(likelihood).__name__} keep too little to draw labels from. Use check_surprise."
-            )
+        assert replicated is not None
         return replicated
 
     def statistics(of: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ def check_labels(
 
 
 def check_label_rates(
-    prediction: Prediction, *, num_replicates: int = 4000, seed: int = 0, failure_rate: float = 0.01
+    prediction: Prediction, *, num_replicates: int | None = None, seed: int = 0, failure_rate: float = 0.01
 ) -> PredictiveCheck:
     """Share of rows with each class: observed against replicated. It is `check_labels` of classes.
 
@@ -95,7 +98,7 @@ def check_label_rates(
 
 
 def check_intervals(
-    prediction: RegressionPrediction, *, num_replicates: int = 4000, seed: int = 0, failure_rate: float = 0.01
+    prediction: RegressionPrediction, *, num_replicates: int | None = None, seed: int = 0, failure_rate: float = 0.01
 ) -> PredictiveCheck:
     """Share of numbers in the central intervals of the posterior predictive: observed against replicated.
 
@@ -123,7 +126,7 @@ def check_intervals(
 
 
 def check_accuracy(
-    prediction: Prediction, *, num_replicates: int = 4000, seed: int = 0, failure_rate: float = 0.01
+    prediction: Prediction, *, num_replicates: int | None = None, seed: int = 0, failure_rate: float = 0.01
 ) -> PredictiveCheck:
     """Accuracy of the posterior predictive: observed against what the model predicts of itself.
 
@@ -153,7 +156,7 @@ def check_confidence(
     prediction: Prediction,
     *,
     num_bins: int = 10,
-    num_replicates: int = 4000,
+    num_replicates: int | None = None,
     seed: int = 0,
     failure_rate: float = 0.01,
 ) -> PredictiveCheck:

@@ -14,6 +14,8 @@ from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.metrics.classification import accuracy
 from bayes_lora.metrics.prediction import Prediction
 
+_REPLICATES = 4000
+
 Statistics = Callable[[Tensor], Tensor]  # labels (replicate, row, ...) -> (replicate, statistic)
 Drawn = Callable[[int, int, torch.Generator], Tensor]  # draw, count -> labels (count, row, ...)
 
@@ -80,7 +82,7 @@ def against_replicates(
     counts: tuple[int, ...],
     statistics: Statistics,
     prediction: Any,
-    num_replicates: int,
+    num_replicates: int | None,
     seed: int,
     failure_rate: float,
     drawn: Drawn | None = None,
@@ -91,7 +93,7 @@ def against_replicates(
         what, names, counts: see `PredictiveCheck`.
         statistics: of labels (replicate, row, ...): (replicate, statistic).
         prediction: labelled rows, their labels checked.
-        num_replicates: replicates.
+        num_replicates: replicates; None is as many as the failure rate needs, and no fewer than 4000.
         seed: of the replicates.
         failure_rate: probability that a model which is right is flagged, at most.
         drawn: how labels are drawn; by default as the prediction says.
@@ -106,11 +108,13 @@ def against_replicates(
             "link='monte_carlo' make them, so replicates of all rows would vary too little. Predict with a posterior, "
             "or LaplacePredictor(network, posterior, link='joint')."
         )
-    require_count("num_replicates", num_replicates)
     require_seed("seed", seed)
     if not 0 < failure_rate < 1:
         raise ConfigurationError(f"failure_rate={failure_rate!r} must lie between 0 and 1, such as 0.01.")
     needed = int(2 * len(names) / failure_rate) + 1
+    if num_replicates is None:
+        num_replicates = max(needed, _REPLICATES)
+    require_count("num_replicates", num_replicates)
     if num_replicates < needed:
         raise ConfigurationError(
             f"{num_replicates} replicates cannot show a p-value below {failure_rate:g} / {len(names)} statistics. "

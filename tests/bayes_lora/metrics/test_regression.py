@@ -157,3 +157,18 @@ def test_what_has_no_metrics() -> None:
         RegressionPrediction(prediction.logits * math.nan, prediction.labels, prediction.noise_scale).metrics()
     with pytest.raises(DataError, match="at least one row"):
         RegressionPrediction(torch.zeros(1, 0, 1), torch.zeros(0, 1), torch.ones(1)).metrics()
+
+
+def test_mutual_information_is_that_of_gaussians() -> None:
+    """Many draws from a Gaussian: exact. Of two draws it is no less than the true one, by quadrature."""
+    random = np.random.default_rng(0)
+    logits = torch.from_numpy(random.normal(size=(200, 1, 1)))
+    many = RegressionPrediction(logits, None, torch.tensor([0.5]))
+    exact = 0.5 * np.log(1 + logits.var(correction=0).item() / 0.25)
+    assert many.mutual_information.item() == pytest.approx(exact, rel=1e-12)
+    two = RegressionPrediction(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1), None, torch.tensor([0.5]))
+    y = np.linspace(-6, 6, 20_001)
+    mixture = (stats.norm.pdf(y, -1, 0.5) + stats.norm.pdf(y, 1, 0.5)) / 2
+    true = -np.trapezoid(mixture * np.log(mixture), y) - stats.norm(0, 0.5).entropy()
+    assert true < np.log(2)
+    assert two.mutual_information.item() > true

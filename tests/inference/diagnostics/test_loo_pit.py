@@ -1,6 +1,8 @@
 """LOO-PIT: uniform by construction where it must be, its weights against refitting, and what it flags."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from bayes_lora.errors import ConfigurationError, DataError
 from bayes_lora.inference import Prediction
 from bayes_lora.inference.diagnostics import loo_pit
+from bayes_lora.metrics.regression import RegressionPrediction
 
 FAILURE_RATE = 1e-4  # of a simulation below, were the test exact
 
@@ -114,6 +117,61 @@ def test_draws_that_all_agree() -> None:
     found = loo_pit(many, seed=1)
     np.testing.assert_allclose(found.values, loo_pit(one, held_out=True, seed=1).values)
     assert found.unreliable == 0
+
+
+def test_grades_by_hand() -> None:
+    probs = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2]], dtype=torch.double)
+    found = loo_pit(Prediction(probs.log().unsqueeze(0), torch.tensor([1, 2])), held_out=True, seed=3, ordered=True)
+    v = np.random.default_rng(3).uniform(size=2)
+    np.testing.assert_allclose(found.values, [0.5 + 0.3 * v[0], 0.8 + 0.2 * v[1]])
+    assert found.ordered
+
+
+def numbers(seed: int, *, noise: float = 1.0, bias: float = 0.0, nu: float | None = None) -> RegressionPrediction:
+    """Labels of one draw's own distribution; `noise` and `bias` change what is predicted."""
+    generator = torch.Generator().manual_seed(seed)
+    location = torch.randn(1, 200, 2, generator=generator).double()
+    prediction = RegressionPrediction(location, None, torch.tensor([0.5, 2.0]), nu)
+    labels = prediction.drawn(0, 1, generator)[0]
+    return RegressionPrediction(location + bias, labels, noise * prediction.noise_scale, nu)
+
+
+@pytest.mark.parametrize("nu", [None, 5.0])
+def test_numbers_are_ranked_by_their_distribution(nu: float | None) -> None:
+    right = numbers(0, nu=nu)
+    found = loo_pit(right, held_out=True)
+    noise: Any = stats.norm() if nu is None else stats.t(nu)
+    assert right.labels is not None
+    expected = noise.cdf(((right.labels - right.logits[0]) / right.noise_scale).numpy())
+    np.testing.assert_allclose(found.values, expected.reshape(-1), rtol=1e-12)
+    flagged = sum(loo_pit(numbers(seed, nu=nu), held_out=True, failure_rate=0.1).flagged for seed in range(200))
+    low, high = stats.binom.interval(1 - FAILURE_RATE, 200, 0.1)
+    assert low <= flagged <= high
+    for wrong in ({"noise": 0.5}, {"noise": 2.0}, {"bias": 0.5}):
+        found = loo_pit(numbers(1, nu=nu, **wrong), held_out=True)
+        assert found.flagged
+        assert "the labels' ranks have a mean of" in found.message
+    assert loo_pit(numbers(1, bias=-0.5), held_out=True).values.mean() > 0.55  # labels are higher than predicted
+    assert loo_pit(numbers(1, noise=0.5), held_out=True).values.std() > 0.32
+
+
+def test_weights_leave_a_number_out() -> None:
+    """y_i ~ N(theta, 1), theta ~ N(0, 9): without row i, y_i is normal about what is known of theta from the others."""
+    generator = torch.Generator().manual_seed(2)
+    labels = 2 + torch.randn(12, 1, generator=generator).double()
+    precision = 1 / 9 + 12
+    theta = labels.sum() / precision + precision**-0.5 * torch.randn(40_000, generator=generator).double()
+    prediction = RegressionPrediction(theta[:, None, None].expand(-1, 12, 1), labels, torch.ones(1), kl_temperature=1.0)
+    found = loo_pit(prediction)
+    others = precision - 1
+    exact = stats.norm.cdf(labels, (labels.sum() - labels) / others, math.sqrt(1 + 1 / others)).reshape(-1)
+    assert found.unreliable == 0
+    np.testing.assert_allclose(found.values, exact, atol=4 * 2 * 0.5 / 200)
+    assert np.abs(loo_pit(prediction, held_out=True).values - exact).max() > 0.02
+    with pytest.raises(ConfigurationError, match="objective='paper' has none"):
+        loo_pit(replace(prediction, kl_temperature=None))
+    with pytest.raises(ConfigurationError, match="these depend on each other by design"):
+        loo_pit(replace(prediction, block_size=2))
 
 
 def test_the_seed_decides() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,20 @@ import pytest
 import torch
 from scipy import stats
 
-from bayes_lora.errors import ConfigurationError, DataError
+from bayes_lora.errors import ConfigurationError, DataError, LikelihoodError
 from bayes_lora.inference import Prediction
-from bayes_lora.inference.diagnostics import PredictiveCheck, check_accuracy, check_confidence, check_label_rates
+from bayes_lora.inference.diagnostics import (
+    PredictiveCheck,
+    check_accuracy,
+    check_confidence,
+    check_intervals,
+    check_label_rates,
+    check_labels,
+)
 from bayes_lora.metrics.classification import reliability_table
+from bayes_lora.metrics.multi_label import MultiLabelPrediction
+from bayes_lora.metrics.regression import RegressionPrediction
+from bayes_lora.models import CausalLanguageModel, GaussianRegression, MultiLabel
 
 FAILURE_RATE = 1e-4  # of a simulation below, were the test exact
 CHECKS: list[Callable[..., PredictiveCheck]] = [check_label_rates, check_accuracy, check_confidence]
@@ -107,6 +118,82 @@ def test_a_wrong_model_is_flagged(check: Callable[..., PredictiveCheck], wrong: 
         found = check(well_specified(seed, **wrong), seed=seed)
         assert found.flagged
         assert "is not what the model predicts: for " in found.message
+
+
+def normal(seed: int, *, noise: float = 1.0, bias: float = 0.0) -> RegressionPrediction:
+    """As `well_specified`, of two outputs; `noise` and `bias` change the prediction, not the labels."""
+    generator = torch.Generator().manual_seed(seed)
+    locations = torch.randn(1, 150, 2, generator=generator) + 0.2 * torch.randn(21, 1, 2, generator=generator)
+    scale = torch.tensor([0.5, 2.0])
+    labels = locations[-1] + scale * torch.randn(150, 2, generator=generator)
+    return RegressionPrediction(locations[:-1].double() + bias, labels.double(), noise * scale)
+
+
+NUMBERS = GaussianRegression(1.0)
+
+
+def test_numbers_of_one_draw_by_hand() -> None:
+    """A mean of 50 numbers with noise of 2 is N(1, 4 / 50), and each is in its own central half with probability .5."""
+    prediction = RegressionPrediction(
+        torch.ones(1, 50, 1).double(), torch.full((50, 1), 1.5).double(), torch.tensor([2.0])
+    )
+    found = check_labels(prediction, NUMBERS, num_replicates=20_000)
+    assert found.names == ("mean", "standard deviation")
+    assert found.observed == (1.5, 0.0)
+    deviation = 2 / math.sqrt(50)
+    assert found.replicated[0] == pytest.approx(1, abs=4 * deviation / math.sqrt(20_000))
+    tail = stats.norm.sf(0.5 / deviation)
+    assert found.p_values[0] == pytest.approx(2 * tail, abs=8 * math.sqrt(tail / 20_000))
+    inside = check_intervals(prediction, num_replicates=20_000)
+    assert inside.names == ("the central 50%", "the central 90%")
+    assert inside.observed == (1.0, 1.0)
+    for probability, replicated in zip((0.5, 0.9), inside.replicated, strict=True):
+        assert replicated == pytest.approx(probability, abs=4 * math.sqrt(0.25 / 50 / 20_000))
+    assert inside.counts == (50, 50)
+
+
+@pytest.mark.parametrize("check", [lambda of, **k: check_labels(of, NUMBERS, **k), check_intervals])
+def test_numbers_of_a_right_model_are_flagged_as_seldom_as_declared(check: Callable[..., PredictiveCheck]) -> None:
+    flagged = sum(check(normal(seed), seed=seed, num_replicates=500, failure_rate=0.05).flagged for seed in range(60))
+    assert flagged <= stats.binom.ppf(1 - FAILURE_RATE, 60, 0.05)
+
+
+def test_numbers_of_a_wrong_model_are_flagged() -> None:
+    for seed in range(5):
+        assert check_labels(normal(seed, bias=1.5), NUMBERS).flagged
+        for noise in (0.5, 2.0):
+            assert check_intervals(normal(seed, noise=noise)).flagged
+
+
+def test_rates_of_several_labels_are_of_the_rows_that_have_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.tensor([0.1, 0.5, 0.8]).double()
+    labels = (torch.rand(300, 3, generator=generator) < probs).long()
+    prediction = MultiLabelPrediction(probs.logit().expand(1, 300, 3), labels)
+    found = check_labels(prediction, MultiLabel())
+    assert found.observed == pytest.approx(labels.double().mean(0).tolist())
+    assert found.replicated == pytest.approx(probs.tolist(), abs=4 * 0.5 / math.sqrt(300 * 4000))
+    assert not found.flagged
+    assert check_labels(replace(prediction, logits=prediction.logits + 1), MultiLabel()).flagged
+
+
+def test_many_classes_have_as_many_replicates_as_they_need() -> None:
+    logits = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0)).double()
+    found = check_label_rates(Prediction(logits, torch.arange(40) % 30))
+    assert len(found.p_values) == 30
+    assert min(found.p_values) >= 2 / 6002
+
+
+def test_draws_that_are_not_joint_are_refused_of_every_kind() -> None:
+    with pytest.raises(ConfigurationError, match="the draws of each row are independent of those of other rows"):
+        check_labels(replace(normal(0), joint=False), NUMBERS)
+
+
+def test_texts_have_no_labels_drawn() -> None:
+    likelihood = CausalLanguageModel()
+    tokens = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(LikelihoodError, match=r"CausalLanguageModel keep too little.*check_surprise"):
+        check_labels(likelihood.prediction(torch.zeros(1, 2, 3, 5), tokens), likelihood)
 
 
 def test_no_p_value_is_zero() -> None:

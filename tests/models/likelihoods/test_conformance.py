@@ -149,6 +149,48 @@ def test_it_trains_and_predicts(likelihood: Likelihood, tmp_path: Path) -> None:
     assert evaluated["eval_loss"] == pytest.approx(evaluated["eval_nll"], rel=1e-5)
 
 
+@KINDS
+def test_the_density_of_each_draw(likelihood: Likelihood) -> None:
+    prediction = predicted(likelihood)
+    found = likelihood.draw_log_density(prediction)
+    assert found.shape == (4, 40)
+    expected = likelihood.log_density(logits_of(likelihood, 4, 40), prediction.labels)
+    torch.testing.assert_close(found, expected.detach())
+    row_density = likelihood.row_log_density(prediction)
+    torch.testing.assert_close(found.exp().mean(0).log(), row_density.detach())
+
+
+@KINDS
+def test_labels_are_drawn_as_their_density_says(likelihood: Likelihood) -> None:
+    """E d/dlogits log p(y | logits) = 0 at labels drawn under these logits, and not at those of other ones."""
+    logits = torch.cat([logits_of(likelihood, 1, NUM_ROWS), -logits_of(likelihood, 1, NUM_ROWS)])
+    with torch.no_grad():
+        prediction = likelihood.prediction(logits, None)
+    generator = torch.Generator().manual_seed(0)
+    labels = likelihood.replicated(prediction, 0, 4000, generator)
+    if labels is None:
+        assert likelihood.texts(prediction) is not None  # of which probabilities are gone
+        return
+    assert labels.shape[:2] == (4000, NUM_ROWS)
+
+    def scores(draw: int) -> Tensor:
+        repeated = logits[draw].repeat(4000, *[1] * likelihood.row_dims).requires_grad_()
+        density = likelihood.log_density(repeated, labels.flatten(0, 1))
+        (score,) = torch.autograd.grad(density.sum(), repeated)
+        return deviation(score.reshape(4000, -1), 0.0)
+
+    assert scores(0).abs().max() < 5
+    assert scores(1).abs().max() > 10
+    # The generator decides, and nothing global moves.
+    state = torch.get_rng_state()
+    again = likelihood.replicated(prediction, 0, 4000, torch.Generator().manual_seed(0))
+    assert again is not None
+    assert torch.equal(again, labels)
+    assert torch.equal(torch.get_rng_state(), state)
+    statistics = likelihood.label_statistics(prediction, labels)
+    assert all(values.shape == (4000,) for values in statistics.values())
+
+
 def predicted(likelihood: Likelihood, num_samples: int = 4) -> Any:
     logits = logits_of(likelihood, num_samples, 40)
     with torch.no_grad():

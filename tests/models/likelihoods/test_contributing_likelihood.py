@@ -9,4 +9,4 @@ def test_the_example_is_all_it_takes(tmp_path: Path) -> None:
     copy = copy_with_example(tmp_path, "Add a likelihood")
     done = run_pytest(copy, "tests/models/likelihoods/test_conformance.py", "-k", "poisson")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 passed" in done.stdout
+    assert "14 passed" in done.stdout
