@@ -13,8 +13,8 @@ from bayes_lora.choices import Seeding
 
 
 class Part(IntEnum):
-    """The parts of a fit with randomness of their own. They lie above every number of draws, whose streams count up
-    from 0."""
+    """The parts of a fit, and of what is written under its posterior, with randomness of their own. They lie above
+    every number of draws, whose streams count up from 0."""
 
     HEAD = 2**31
     ADAPTERS = HEAD + 1
@@ -22,6 +22,8 @@ class Part(IntEnum):
     ORDER = HEAD + 3
     NOISE = HEAD + 4
     SPLIT = HEAD + 5
+    TOKENS = HEAD + 6
+    ANSWERS = HEAD + 7
 
     def seed(self, seed: int, seeding: Seeding = "separate") -> int:
         """Where this part starts from: a seed that every generator takes, 0 <= seed < 2^32.

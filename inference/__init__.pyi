@@ -1,6 +1,17 @@
 from bayes_lora.inference.diagnostics.inference_data import to_inference_data
 from bayes_lora.inference.diagnostics.inference_data_files import load_inference_data, save_inference_data
 from bayes_lora.inference.finetuning.lora import LoRAOptions, add_lora
+from bayes_lora.inference.generation.answers import Agreement, Answers, generate_answers
+from bayes_lora.inference.generation.generate import generate
+from bayes_lora.inference.generation.generated import Generation
+from bayes_lora.inference.generation.sampling import Sampling
+from bayes_lora.inference.generation.score_table import write_scores
+from bayes_lora.inference.generation.semantic_entropy import (
+    by_embedding,
+    by_relation,
+    discrete_semantic_entropy,
+    semantic_entropy,
+)
 from bayes_lora.inference.guides.autoguides import AutoAdapterGuide, autoguide
 from bayes_lora.inference.guides.lora_guide import LoRAGuide
 from bayes_lora.inference.guides.mean_field import MeanFieldGuide
@@ -40,6 +51,8 @@ from bayes_lora.metrics.uncertainty import out_of_distribution_auroc, risk_cover
 
 __all__ = [
     "SWAG",
+    "Agreement",
+    "Answers",
     "AutoAdapterGuide",
     "BaseRate",
     "CardFacts",
@@ -47,6 +60,7 @@ __all__ = [
     "Ensemble",
     "FitOptions",
     "FitResult",
+    "Generation",
     "ItemizedELBO",
     "LaplaceOptions",
     "LaplacePosterior",
@@ -63,19 +77,25 @@ __all__ = [
     "SWAGCollector",
     "SWAGPredictor",
     "SampleScaleSchedule",
+    "Sampling",
     "ScaleCalibration",
     "TemperatureScaled",
     "add_lora",
     "all_metrics",
     "autoguide",
+    "by_embedding",
+    "by_relation",
     "calibrate_scale",
     "checkpoint_states",
+    "discrete_semantic_entropy",
     "evaluate",
     "example_losses",
     "fit",
     "fit_laplace",
     "fit_network",
     "fit_temperature",
+    "generate",
+    "generate_answers",
     "load_inference_data",
     "load_laplace",
     "load_posterior",
@@ -90,8 +110,10 @@ __all__ = [
     "save_inference_data",
     "save_laplace",
     "save_posterior",
+    "semantic_entropy",
     "to_inference_data",
     "trainable_state",
     "tune_prior_precision",
     "uncertainty_scores",
+    "write_scores",
 ]

@@ -7,7 +7,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 from bayes_lora.adapters.dora import PerturbedDora, dora_gain
-from bayes_lora.adapters.perturbation import PerturbedLinear
+from bayes_lora.adapters.perturbation import PerturbedLinear, stacked_product
 
 # Rows from which on B' is laid out anew: autograd then computes B's gradient as a wide product, (rank, out), and not as
 # a tall one, (out, rank), which takes two to three times as long; for few rows the copy costs more than that.
@@ -33,8 +33,10 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         factor, base, expand, magnitude, scaling = found
         draw = factor.active_draw()
-        if draw is None or draw.dim() != 2:
+        if draw is None or (draw.dim() != 2 and magnitude is not None):
             return super().forward(x)  # type: ignore[no-any-return]
+        if draw.dim() != 2:
+            x = factor.by_draw(x, draw)
         bias: Tensor | None = base.bias
         gain = None
         if magnitude is not None:
@@ -43,8 +45,10 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
             lower = torch.get_autocast_dtype(x.device.type)
             bias = bias if bias is None else bias.to(lower)
             x, draw, wide, weight = (part.to(lower) for part in (x, draw, expand.weight, base.weight))
-            return lora_product(x, draw, wide, weight, bias, scaling, gain)
-        return lora_product(x, draw, expand.weight, base.weight, bias, scaling, gain)
+            y = lora_product(x, draw, wide, weight, bias, scaling, gain)
+        else:
+            y = lora_product(x, draw, expand.weight, base.weight, bias, scaling, gain)
+        return y if draw.dim() == 2 else y.flatten(0, 1)
 
     def _plain_parts(self, x: Tensor) -> Parts | None:
         """What the output is made of, if it is nothing but their product."""
@@ -107,8 +111,8 @@ def lora_product(
     more backward; for DoRA it takes the bias off and adds it again besides.
 
     Args:
-        x: (..., in_features).
-        a: LoRA-A, (rank, in_features).
+        x: (..., in_features), or (draw, ..., in_features) for as many draws of A.
+        a: LoRA-A, (rank, in_features), or (draw, rank, in_features).
         expand: LoRA-B, (out_features, rank).
         base: W, (out_features, in_features).
         bias: b, (out_features,), or None.
@@ -118,7 +122,8 @@ def lora_product(
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ base.mT if bias is None or gain is not None else torch.addmm(bias, rows, base.mT)
     wide = expand.mT.contiguous() if len(rows) >= _MANY_ROWS else expand.mT
-    y.addmm_(rows @ a.mT, wide, alpha=scaling)
+    narrow = rows @ a.mT if a.dim() == 2 else stacked_product(rows.unflatten(0, (len(a), -1)), a).flatten(0, 1)
+    y.addmm_(narrow, wide, alpha=scaling)
     if gain is not None:
         y = (y * gain if bias is None else torch.addcmul(bias, y, gain)).to(y.dtype)
     return y.view(*x.shape[:-1], y.shape[-1])

@@ -121,13 +121,21 @@ class Perturbed(nn.Module):
             return super().forward(x)  # type: ignore[no-any-return]
         if draw.dim() == 2:
             return self.product(x, draw)
+        return self.product(self.by_draw(x, draw), draw).flatten(0, 1)
+
+    def by_draw(self, x: Tensor, draw: Tensor) -> Tensor:
+        """(draw, row, ...), of rows that are grouped by draw.
+
+        Raises:
+            AdapterError: these are not all rows of the batch, or others.
+        """
         rows = self.noise_state.num_rows
         if x.shape[0] != rows:
             raise AdapterError(
                 f"{self.name}: its input has {x.shape[0]} rows where {len(draw)} stacked draws have {rows}, so rows "
                 "cannot be told apart by draw (the network reorders or merges them). Predict with draws_per_pass=1."
             )
-        return self.product(x.unflatten(0, (len(draw), -1)), draw).flatten(0, 1)
+        return x.unflatten(0, (len(draw), -1))  # type: ignore[no-any-return]
 
     def product(self, x: Tensor, a: Tensor) -> Tensor:
         """A x, of x ([draw,] row, ...) and A ([draw,] rank, in_features)."""
@@ -149,7 +157,12 @@ class PerturbedLinear(Perturbed, nn.Linear):
     def product(self, x: Tensor, a: Tensor) -> Tensor:
         if a.dim() == 2:
             return linear(x, a, self.bias)
-        return (x.flatten(1, -2) @ a.mT).reshape(*x.shape[:-1], a.shape[-2])
+        return stacked_product(x.flatten(1, -2), a).reshape(*x.shape[:-1], a.shape[-2])
+
+
+def stacked_product(x: Tensor, a: Tensor) -> Tensor:
+    """x A' of each draw, (draw, row, rank), of x (draw, row, in_features) and A (draw, rank, in_features)."""
+    return (a @ x.mT).mT  # with the wide factor in front: up to three times as fast as behind
 
 
 class _PerturbedConv(Perturbed):

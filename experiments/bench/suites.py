@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from bayes_lora.checks import require_count, require_seed
-from bayes_lora.errors import ConfigurationError
+from bayes_lora.errors import BaseModelError, ConfigurationError
 from bayes_lora.experiments.bench.cases import Case, loaded_base
 from bayes_lora.experiments.bench.contenders import (
     DORA,
@@ -25,9 +25,11 @@ from bayes_lora.experiments.bench.contenders import (
     sampling_and_kl,
 )
 from bayes_lora.experiments.bench.gradients import gradient_noise, objectives
-from bayes_lora.experiments.bench.memory import Memory, measure_apart
+from bayes_lora.experiments.bench.language import ALONE, BASE_MODEL, Decode, entrant, rows_entrant, turn
+from bayes_lora.experiments.bench.memory import Memory, measure_apart, watched
 from bayes_lora.experiments.bench.results import Record, Results
 from bayes_lora.experiments.bench.timing import Key, Turn, least_squares, median_interval, race, ratio_interval
+from bayes_lora.experiments.networks.base_models import resolve_base_model
 from bayes_lora.experiments.runs.machine import machine
 from bayes_lora.inference.training.progress import progress_bar
 
@@ -110,6 +112,8 @@ def run_bench(bench: Bench, suites: Sequence[str], on_suite: Callable[[Results],
     for suite in suites:
         if suite == "gpu" and not torch.cuda.is_available():
             results.not_measured[suite] = "no CUDA device is present, so nothing is claimed about GPUs"
+        elif suite == "language" and not language_is_there():
+            results.not_measured[suite] = "SmolLM2 is not installed, see docs/language-models.md"
         else:
             results.records += SUITES[suite](bench)
         growth = [r for r in results.of("adapters") if r.contender == SAMPLING]
@@ -118,6 +122,15 @@ def run_bench(bench: Bench, suites: Sequence[str], on_suite: Callable[[Results],
             results.lines[SAMPLING] = least_squares(counts, [record.value.median for record in growth])
         on_suite(results)
     return results
+
+
+def language_is_there() -> bool:
+    """Whether the model of the suite `language` can be loaded."""
+    try:
+        resolve_base_model(BASE_MODEL)
+    except BaseModelError:
+        return False
+    return True
 
 
 def _training(bench: Bench, suite: str, case: Case, contenders: Iterable[Contender]) -> list[Record]:
@@ -257,6 +270,25 @@ def _predict(bench: Bench) -> list[Record]:
     return found
 
 
+def _language(bench: Bench) -> list[Record]:
+    """A text written by several draws together, against the plain adapter's own; and the memory that it takes."""
+    case, most = (Decode(4, 2), 2) if bench.quick else (Decode(32, 64), 8)
+    drawn = (1, most)
+    turns = {ALONE.name: turn(case.alone()), rows_entrant(most).name: turn(case.alone(most))}
+    turns |= {entrant(count).name: turn(case.together(count)) for count in drawn}
+    seconds = bench.race(f"language {case.tokens}+{case.new_tokens}", turns)
+    entered = [ALONE, rows_entrant(most), *(entrant(count) for count in drawn)]
+    references = {ALONE.name: seconds[ALONE.name]}
+    found = [_record("language", case.described(), who, "text", seconds[who.name], references) for who in entered]
+    writing = {ALONE: case.alone()} | {entrant(2**power): case.together(2**power) for power in range(most.bit_length())}
+    peaks = {who: [float(watched(write)[2])] for who, write in writing.items()}
+    references = {ALONE.name: peaks[ALONE]}
+    return found + [
+        _record("language", case.described(), who, "text_peak", peak, references, unit="bytes")
+        for who, peak in peaks.items()
+    ]
+
+
 def _laplace(bench: Bench) -> list[Record]:
     """A batch of a Laplace fit, against a training step of the plain adapter."""
     case = bench.case(*bench.middle)
@@ -320,6 +352,7 @@ SUITES: dict[str, Callable[[Bench], list[Record]]] = {
     "memory": _memory,
     "draws": _draws,
     "predict": _predict,
+    "language": _language,
     "laplace": _laplace,
     "gradients": _gradients,
     "gpu": _gpu,

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bayes_lora.errors import DataError
-
-Message = dict[str, str]
+from bayes_lora.inference.generation.prompt_tokens import Message, chat_prompt, prompt_tokens, text_tokens
 
 
 class CompletionTokens(NamedTuple):
@@ -39,42 +38,24 @@ def completion_tokens(tokenizer: Any, prompt: str | Sequence[Message], completio
         DataError: a prompt without a token and a tokenizer without one for the beginning of a text; a completion
             without a token; messages, and a tokenizer without a chat template, or one that does not continue them.
     """
-    if isinstance(prompt, str):
-        before = _ids(tokenizer, prompt)
-        behind = _continuing(tokenizer, prompt, before, completion)
-        front, end = front_of(tokenizer), tokenizer.eos_token_id
-        before = [*front, *before]
-        if not before and tokenizer.bos_token_id is not None:
-            before = [tokenizer.bos_token_id]
-        end = [] if end is None or behind[-1:] == [end] else [end]
-    else:
-        text, whole = _chat(tokenizer, prompt, completion)
-        before, end = _ids(tokenizer, text), []
-        behind = _continuing(tokenizer, text, before, whole)
-    if not before:
-        raise DataError(
-            "the prompt is empty, and this tokenizer has no token that begins a text, so that nothing says what the "
-            "first token of the completion is to be. Write something there."
-        )
+    before, end = prompt_tokens(tokenizer, prompt), tokenizer.eos_token_id
+    text, whole = (prompt, completion) if isinstance(prompt, str) else _chat(tokenizer, prompt, completion)
+    behind = _continuing(tokenizer, text, whole)
     if not behind:
         raise DataError(f"this tokenizer makes no token of the completion {completion!r}. Leave the row out.")
-    return CompletionTokens(before, [*behind, *end])
+    if isinstance(prompt, str) and end is not None and behind[-1] != end:
+        behind = [*behind, end]
+    return CompletionTokens(before, behind)
 
 
-def front_of(tokenizer: Any) -> list[int]:
-    """What the tokenizer sets in front of every text: the token that begins one, or nothing."""
-    begins = tokenizer("a")["input_ids"][:1]
-    return list(begins) if tokenizer.bos_token_id is not None and begins == [tokenizer.bos_token_id] else []
-
-
-def _continuing(tokenizer: Any, prompt: str, before: list[int], completion: str) -> list[int]:
-    together = _ids(tokenizer, prompt + completion)
+def _continuing(tokenizer: Any, prompt: str, completion: str) -> list[int]:
+    before, together = text_tokens(tokenizer, prompt), text_tokens(tokenizer, prompt + completion)
     if together[: len(before)] == before:
         return together[len(before) :]
-    alone = _ids(tokenizer, completion)
+    alone = text_tokens(tokenizer, completion)
     # Of a text that begins, some tokenizers say that a blank is in front of it; behind a line break they do not.
-    line = _ids(tokenizer, "\n")
-    behind = _ids(tokenizer, "\n" + completion)
+    line = text_tokens(tokenizer, "\n")
+    behind = text_tokens(tokenizer, "\n" + completion)
     candidates = [alone, behind[len(line) :]] if behind[: len(line)] == line else [alone]
     expected = _text(tokenizer, before) + completion
     return next((ids for ids in candidates if _text(tokenizer, [*before, *ids]) == expected), alone)
@@ -82,13 +63,8 @@ def _continuing(tokenizer: Any, prompt: str, before: list[int], completion: str)
 
 def _chat(tokenizer: Any, messages: Sequence[Message], completion: str) -> tuple[str, str]:
     """The messages as text, and what follows when the assistant says `completion`."""
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the row has messages, and this tokenizer has no chat template that says how to write them. Take a base "
-            "model that was trained to chat, or write the rows as prompt and completion."
-        )
     said = [*messages, {"role": "assistant", "content": completion}]
-    before = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    before = chat_prompt(tokenizer, messages)
     whole = tokenizer.apply_chat_template(said, tokenize=False)
     if not whole.startswith(before):
         raise DataError(
@@ -96,10 +72,6 @@ def _chat(tokenizer: Any, messages: Sequence[Message], completion: str) -> tuple
             "before it in another way. Write the rows as prompt and completion."
         )
     return before, whole[len(before) :]
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # the length is looked at later
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:

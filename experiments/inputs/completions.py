@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from bayes_lora.errors import DataError
-from bayes_lora.experiments.inputs.completion_tokens import completion_tokens, front_of
+from bayes_lora.experiments.inputs.completion_tokens import completion_tokens
 from bayes_lora.experiments.inputs.text import Text
 from bayes_lora.experiments.rows.completion_rows import messages_fault
+from bayes_lora.inference.generation.prompt_tokens import front_of
 from bayes_lora.labels import UNLABELLED
 
 

@@ -210,3 +210,24 @@ def test_the_layers_are_pefts_in_all_but_class(batch: Batch) -> None:
 def test_no_rows(shape: tuple[int, ...]) -> None:
     a, expand, base = torch.zeros(2, 5), torch.zeros(4, 2), torch.zeros(4, 5)
     assert lora_product(torch.zeros(shape), a, expand, base, torch.zeros(4), 1.0).shape == (*shape[:-1], 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"target_modules": ["query", "value", "output.dense"]}])
+def test_stacked_draws_take_it_too(options: dict[str, Any], batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for DoRA, whose gain differs from draw to draw."""
+    model, guide = build_pair(build_network(**options), sample_scale=0.3)
+    inputs = {name: value.repeat(3, 1) for name, value in batch.items() if name != "labels"}
+    noises = [model.perturbations(guide()) for _ in range(3)]
+    stacked = [torch.stack(groups) for groups in zip(*noises, strict=True)]
+    calls = count(monkeypatch)
+    with torch.no_grad(), model.perturbed(stacked, num_rows=15):
+        found = model.network_logits(inputs)
+    assert bool(calls) != ("use_dora" in options)
+    for index, noise in enumerate(noises):
+        with torch.no_grad(), model.perturbed(noise):
+            alone = model.network_logits({name: value[:5] for name, value in inputs.items()})
+        torch.testing.assert_close(found[5 * index : 5 * index + 5], alone, rtol=1e-11, atol=1e-12)
+    for adapter in model.sites.adapters:
+        unfuse(adapter.layer)
+    with torch.no_grad(), model.perturbed(stacked, num_rows=15):
+        torch.testing.assert_close(model.network_logits(inputs), found, rtol=1e-11, atol=1e-12)

@@ -22,13 +22,14 @@ from bayes_lora.experiments.bench.contenders import (
 from bayes_lora.experiments.bench.memory import measure_apart
 from bayes_lora.experiments.bench.report import END, START, around_table, readme_table, update_readme
 from bayes_lora.experiments.bench.results import read_results
+from bayes_lora.experiments.bench.suites import Bench, run_bench
 from bayes_lora.files import write_json
 from bayes_lora.inference import fit_network
 from tests.experiments.commands import run
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 COMMITTED = ROOT / "experiments" / "results" / "bench-cpu.json"
-SUITES = ["steps", "components", "rank", "adapters", "dora", "memory", "draws", "predict", "gradients"]
+SUITES = ["steps", "components", "rank", "adapters", "dora", "memory", "draws", "predict", "language", "gradients"]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,22 @@ def test_every_step_is_compared_with_lora(measured: tuple[Path, Any]) -> None:
     line = results.lines["sampling_and_kl"]
     assert line.slope_error >= 0
     assert f"{1e3 * line.fixed:.2f} ± {1e3 * line.fixed_error:.2f} ms" in readme_table(results)
+
+
+def test_draws_that_write_together_are_compared_with_the_plain_adapter(measured: tuple[Path, Any]) -> None:
+    results = read_results(measured[0] / "bench.json")
+    texts = {record.contender: record for record in results.of("language", "text")}
+    assert set(texts) == {"lora", "lora_rows2", "generate_s1", "generate_s2"}
+    assert all(texts[name].ratios["lora"].rounds == 2 for name in texts if name != "lora")
+    peaks = {record.contender: record.value.median for record in results.of("language", "text_peak")}
+    assert 0 < peaks["lora"] < peaks["generate_s1"] < peaks["generate_s2"] < 2.5 * peaks["generate_s1"]
+
+
+def test_without_smollm2_nothing_is_claimed_about_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bayes_lora.experiments.networks.smollm2.find_spec", lambda name: None)
+    results = run_bench(Bench(quick=True, rounds=2), ["language"])
+    assert not results.records
+    assert "SmolLM2 is not installed" in results.not_measured["language"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is reported without a CUDA device")

@@ -1,0 +1,1 @@
+"""Generation: texts decoded from the posterior predictive, independent answers, and how sure a network is of them."""
