@@ -17,6 +17,10 @@ Precision = Literal["float32", "bfloat16"]
 ScaleScheduleKind = Literal["constant", "linear", "cosine", "entropy", "loss"]
 """How the scale of the noise moves in training."""
 
+SameAnswers = Literal["words", "meaning"]
+"""When two answers say the same: they differ at most in case, blanks and punctuation about them, or their sentence
+embeddings are close."""
+
 Seeding = Literal["separate", "shared"]
 """Whether the parts of a fit have a stream each, or all start from the seed itself, as they did up to version 0.1."""
 
@@ -25,6 +29,9 @@ Splits = Literal["per_seed", "shared"]
 
 EvalSplit = Literal["validation", "held_out"]
 """The rows that the tables of a study are about."""
+
+TokenMeasure = Literal["entropy", "mutual-information", "probability"]
+"""What colours the tokens of a text."""
 
 WeightDecayOf = Literal["all", "b_and_head"]
 """What the weight decay acts on: all that the network trains, or all but LoRA-A."""

@@ -17,7 +17,19 @@ from bayes_lora.experiments import ignore_known_warnings
 from bayes_lora.experiments.command_line.late_help import LateHelpCommand
 
 # The commands, in the order of the help. Each is the function <name>_command of the module here of the same name.
-COMMANDS = ("fit", "predict", "push", "bench", "compare", "methods", "diagnose", "draws", "ground-truth", "demo")
+COMMANDS = (
+    "fit",
+    "predict",
+    "generate",
+    "push",
+    "bench",
+    "compare",
+    "methods",
+    "diagnose",
+    "draws",
+    "ground-truth",
+    "demo",
+)
 
 
 def command_function(name: str) -> Callable[..., None]:

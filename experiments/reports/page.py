@@ -57,6 +57,14 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> Path:
             data = png(picture.figure)
             write_file(folder / f"{picture.name}.png", data)
             images[picture.name] = base64.b64encode(data).decode()
+    page: dict[str, Any] = {"title": title, "sections": sections, "images": images}
+    path = folder / "report.html"
+    write_file(path, rendered("report.html", page))
+    return path
+
+
+def rendered(template: str, page: dict[str, Any]) -> bytes:
+    """A page of one of the templates; what goes into it is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bayes_lora.experiments.reports"),
         autoescape=True,
@@ -64,10 +72,7 @@ def write_report(folder: Path, title: str, sections: list[Section]) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page: dict[str, Any] = {"title": title, "sections": sections, "images": images}
-    path = folder / "report.html"
-    write_file(path, environment.get_template("report.html").render(page).encode())
-    return path
+    return environment.get_template(template).render(page).encode()
 
 
 def png(figure: Figure) -> bytes:

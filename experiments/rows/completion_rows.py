@@ -53,6 +53,48 @@ def _with_completion(row: Row, where: str) -> Row:
     )
 
 
+def with_prompts(rows: Sequence[Row], path: Path | str, column: str = PROMPT) -> list[Row]:
+    """The rows, each with a prompt that is to be continued, and all else that it had; completions may be missing.
+
+    The forms are those of `with_completions`. Of messages, a last one of the assistant is the completion, so that it
+    is not part of the prompt.
+
+    Args:
+        rows: of a file, or of elsewhere.
+        path: where they are from, for errors.
+        column: with prompts, where rows have it.
+
+    Raises:
+        DataError: a row has no prompt, or one that is neither text nor messages; names the row.
+    """
+    return [_with_prompt(row, f"{path}, row {number}", column) for number, row in enumerate(rows, start=1)]
+
+
+def _with_prompt(row: Row, where: str, column: str) -> Row:
+    if column in row:
+        prompt = row[column]
+        if not isinstance(prompt, str) and messages_fault(prompt) is not None:
+            raise DataError(
+                f'{where}, column {column!r}: it must be text, or a list of {{"role": ..., "content": ...}}.'
+            )
+        return {**row, PROMPT: prompt}
+    if "messages" in row:
+        messages = row["messages"]
+        fault = messages_fault(messages)
+        if fault is not None:
+            raise DataError(f"{where}, column 'messages': {fault}.")
+        if len(messages) > 1 and messages[-1]["role"] == "assistant":
+            return {**row, PROMPT: messages[:-1], COMPLETION: messages[-1]["content"]}
+        return {**row, PROMPT: messages}
+    if "instruction" in row:
+        known = {COMPLETION: row["output"]} if row.get("output") else {}
+        return {**row, PROMPT: _instructed(row, where), **known}
+    raise DataError(
+        f"{where} has neither {column!r}, nor 'messages', nor 'instruction'; it has "
+        f"{', '.join(map(str, row)) or 'nothing'}. Rename the column with the prompts."
+    )
+
+
 def _instructed(row: Row, where: str) -> str:
     instruction, given = row["instruction"], row.get("input") or ""
     if not isinstance(instruction, str) or not isinstance(given, str):

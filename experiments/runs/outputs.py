@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,21 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if not path.name.lower().endswith((".jsonl", ".jsonl.gz")):
         raise DataError(f"--output {path} must end in .jsonl or .jsonl.gz: predictions are written as JSON lines.")
     _check_above(path, "--output")
+
+
+def check_files(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
+    """Whether these files can be written into a folder, asked before they are made.
+
+    Raises:
+        RunExistsError: one is there and `overwrite` was not said.
+        DataError: the folder is a file, or lies in one.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file, so nothing can be written into it. Choose another --out.")
+    there = [name for name in names if (folder / name).exists()]
+    if there and not overwrite:
+        raise RunExistsError(f"{folder / there[0]} exists already. Choose another --out, or say --overwrite.")
+    _check_above(folder, "--out")
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
