@@ -16,7 +16,7 @@ from bayes_lora.metrics.uncertainty import (
     area_under_risk_coverage,
     auroc,
     mean_within_ties,
-    out_of_distribution_auroc,
+    outside_aurocs,
     selective_accuracy,
     uncertainty_scores,
 )
@@ -62,6 +62,7 @@ def all_metrics(prediction: Prediction, outside: Prediction | None = None) -> di
                                  detection of wrong predictions by each of `uncertainty_scores`
         ood_auroc_entropy, _mutual_information, _max_prob
                                  detection of the rows of `outside`; only where it is given
+        ood_auroc                the first of them, or that by the predictions' own score where they have one
 
     All are of the mean probabilities over draws. The mutual information of a method with one draw is 0 everywhere, so
     its AUROC is .5. Where a metric has no value it is NaN: detection of errors where all predictions are right or all
@@ -88,8 +89,7 @@ def all_metrics(prediction: Prediction, outside: Prediction | None = None) -> di
     metrics["selective_accuracy_80"] = selective_accuracy(scores["max_prob"], wrong, coverage=0.8)
     metrics |= {f"misclassification_auroc_{name}": auroc(score, wrong) for name, score in scores.items()}
     if outside is not None:
-        others = uncertainty_scores(outside)
-        metrics |= {f"ood_auroc_{name}": out_of_distribution_auroc(scores[name], others[name]) for name in scores}
+        metrics |= outside_aurocs(scores, uncertainty_scores(outside))
     return metrics
 
 

@@ -6,6 +6,7 @@ the order of the rows.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -80,6 +81,17 @@ def batched_auroc(scores: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
     others, positives = _counts(scores, positive, rows)
     pairs = positives * (others.cumsum(-1) - others / 2)
     return pairs.sum(-1) / (positives.sum(-1) * others.sum(-1))
+
+
+def outside_aurocs(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> dict[str, float]:
+    """`out_of_distribution_auroc` by each score, ``ood_auroc_NAME``, and by the first of them, ``ood_auroc``.
+
+    Args:
+        inside: scores (example,) by name, of rows like those of training; the first is what foreign rows are told by.
+        outside: the same scores of rows from elsewhere.
+    """
+    found = {f"ood_auroc_{name}": out_of_distribution_auroc(inside[name], outside[name]) for name in inside}
+    return {"ood_auroc": next(iter(found.values())), **found} if found else {}
 
 
 def out_of_distribution_auroc(inside: Tensor, outside: Tensor) -> float:

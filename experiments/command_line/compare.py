@@ -71,6 +71,10 @@ def compare_command(
     outside: Annotated[
         str | None, typer.Option(help="Another task, whose validation rows are out of distribution here.")
     ] = None,
+    outside_file: Annotated[
+        list[str] | None,
+        typer.Option(help="FILE or NAME=FILE, repeated: further rows out of distribution here, with no labels needed."),
+    ] = None,
     base_model: BaseModelOption = "minilm",
     seeds: Annotated[str, typer.Option(help="Numbers separated by commas; more can be added later.")] = "0,1,2",
     epochs: EpochsOption = 3,
@@ -129,7 +133,7 @@ def compare_command(
         short_names,
     )
     from bayes_lora.experiments.command_line.console import say
-    from bayes_lora.experiments.command_line.rows import rows_source
+    from bayes_lora.experiments.command_line.rows import outside_set, rows_source
     from bayes_lora.experiments.compare.methods import parse_methods
     from bayes_lora.experiments.compare.report import FILES, write_report
     from bayes_lora.experiments.compare.running import run_study
@@ -157,6 +161,7 @@ def compare_command(
         source=rows_source({**given, "data_dir": of_task, "limit": None, "train_rows": None, "seed": 0}),
         outside=outside,
         outside_dir=data_dir,
+        outside_files=tuple(map(outside_set, outside_file or [])),
         base_model=base_model,
         lora=LoRAOptions(rank, lora_alpha, lora_dropout, targets),
         training=FitOptions(

@@ -30,6 +30,16 @@ def rows_source(given: Mapping[str, Any]) -> RowsSource:
     )
 
 
+def outside_set(text: str) -> tuple[str, Path]:
+    """The name and the file of a set of rows from elsewhere, of what an --outside-file says: ``FILE`` or ``NAME=FILE``.
+
+    A file without a name is called by its own, up to the first dot.
+    """
+    name, given, path = text.partition("=")
+    file = Path((path if given else text).strip()).expanduser()
+    return (name.strip() if given else file.name.split(".")[0]), file.resolve()
+
+
 def _resolved(path: Path | str | None) -> str | None:
     """The full path, so that a run can be taken up and used from anywhere."""
     # Older releases of typer (0.26) keep text in a context's params, and make paths for the function alone.

@@ -4,7 +4,6 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,12 +13,14 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from bayes_lora.choices import Splits
+from bayes_lora.experiments.compare.columns import Column, columns_of, of_set
 from bayes_lora.experiments.compare.method_spec import Method
-from bayes_lora.experiments.compare.running import OUTSIDE, Results
+from bayes_lora.experiments.compare.running import Results, outside_part
 from bayes_lora.experiments.compare.significance import Differences, significance
 from bayes_lora.experiments.reports import plots
 from bayes_lora.experiments.reports.page import png
 from bayes_lora.files import write_file
+from bayes_lora.inference.storage.predictions import StoredPrediction
 from bayes_lora.metrics.bootstrap import mean_and_standard_error
 from bayes_lora.metrics.contrast import Contrast
 from bayes_lora.metrics.regression import QUANTILES
@@ -36,49 +37,9 @@ FILES = (
 )
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the tables: what it is called, and how a number of it is written."""
-
-    metric: str
-    title: str
-    factor: float
-    digits: int
-    higher_is_better: bool | None
-
-
-COLUMNS = (
-    Column("accuracy", "accuracy %", 100, 1, True),
-    Column("spearman", "Spearman", 1, 3, True),
-    Column("rmse", "RMSE", 1, 3, False),
-    Column("mae", "MAE", 1, 3, False),
-    Column("quadratic_kappa", "kappa", 1, 3, True),
-    Column("macro_f1", "macro F1", 1, 3, True),
-    Column("micro_f1", "micro F1", 1, 3, True),
-    Column("macro_auroc", "macro AUROC", 1, 3, True),
-    Column("entity_f1", "entity F1", 1, 3, True),
-    Column("perplexity", "perplexity", 1, 2, False),
-    Column("nll", "NLL", 1, 3, False),
-    Column("crps", "CRPS", 1, 3, False),
-    Column("rps", "RPS", 1, 3, False),
-    Column("coverage_90", "in 90 % int.", 100, 1, None),
-    Column("width_90", "width", 1, 3, None),
-    Column("quantile_error", "quantiles %", 100, 1, False),
-    Column("ece", "ECE %", 100, 1, False),
-    Column("brier", "Brier", 1, 3, False),
-    Column("misclassification_auroc_entropy", "AUROC error", 1, 3, True),
-    Column("ood_auroc_entropy", "AUROC OOD", 1, 3, True),
-    Column("ood_auroc_std", "AUROC OOD", 1, 3, True),
-    Column("aurc", "AURC", 1, 3, False),
-    Column("selective_accuracy_80", "acc. at 80 %", 100, 1, True),
-    Column("train_seconds", "train s", 1, 0, None),
-    Column("predict_seconds", "predict s", 1, 1, None),
-    Column("peak_memory_mib", "peak MiB", 1, 0, None),
-)
-
 # Of the overview, and of the pictures of differences.
-_SHOWN = ("nll", "ood_auroc_entropy", "ood_auroc_std")
-_COMPARED = ("accuracy", "nll", "crps", "rps", "aurc", "ood_auroc_entropy", "ood_auroc_std")
+_SHOWN = ("nll", "ood_auroc")
+_COMPARED = ("accuracy", "nll", "crps", "rps", "aurc", "ood_auroc")
 
 Scores = dict[Method, dict[int, dict[str, float]]]  # by method, seed and metric
 
@@ -91,14 +52,23 @@ def scores(results: Results) -> Scores:
             if not results.is_done(method, seed):
                 continue
             stored = results.read(method, seed)
-            outside = results.read(method, seed, OUTSIDE).prediction if results.with_outside else None
             about = stored.about
             found.setdefault(method, {})[seed] = {
-                **stored.likelihood.all_metrics(stored.prediction, outside),
+                **stored.likelihood.all_metrics(stored.prediction),
+                **_outside_metrics(results, method, seed, stored),
                 "train_seconds": about.train_seconds,
                 "predict_seconds": about.predict_seconds,
                 "peak_memory_mib": about.peak_memory_bytes / 2**20,
             }
+    return found
+
+
+def _outside_metrics(results: Results, method: Method, seed: int, stored: StoredPrediction) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in results.outside:
+        outside = results.read(method, seed, outside_part(name)).prediction
+        told = stored.likelihood.outside_metrics(stored.prediction, outside)
+        found |= {of_set(metric, name): value for metric, value in told.items()}
     return found
 
 
@@ -158,7 +128,7 @@ def markdown_differences(differences: Differences) -> str:
     lines: list[str] = []
     for reference in dict.fromkeys(reference for _, reference in differences):
         rows = {method: metrics for (method, of), metrics in differences.items() if of == reference}
-        columns = [column for column in COLUMNS if any(column.metric in metrics for metrics in rows.values())]
+        columns = columns_of(metric for metrics in rows.values() for metric in metrics)
         lines += ["", f"## Minus {reference.label}", ""]
         lines += [
             "Mean over seeds ± standard error over seeds [95 % interval over rows, paired bootstrap]; **better** or",
@@ -188,8 +158,7 @@ def latex(found: Scores) -> str:
 
 def present(found: Scores) -> list[Column]:
     """The columns that there are numbers for."""
-    known = {metric for of_seeds in found.values() for numbers in of_seeds.values() for metric in numbers}
-    return [column for column in COLUMNS if column.metric in known]
+    return columns_of(metric for of_seeds in found.values() for numbers in of_seeds.values() for metric in numbers)
 
 
 def table_cells(found: Scores, columns: Sequence[Column], best: str, between: str) -> dict[Method, list[str]]:
@@ -300,7 +269,7 @@ def _draw_quantiles(results: Results, found: Scores, folder: Path) -> None:
 
 def _draw_overview(found: Scores, folder: Path, short: Mapping[Method, str]) -> None:
     """The metrics that a posterior is for, with 95 % intervals over seeds (Student's t)."""
-    columns = [column for column in present(found) if column.metric in _SHOWN]
+    columns = [column for column in present(found) if column.base in _SHOWN]
     named = {method: short.get(method, method.label) for method in (short or found) if method in found}
     panels = {
         column.title: {
@@ -321,7 +290,8 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _draw_differences(differences: Differences, folder: Path) -> None:
     """A picture for each reference, of one metric for each thing that can be better."""
-    columns = [column for column in COLUMNS if column.metric in _COMPARED]
+    found = columns_of(metric for metrics in differences.values() for metric in metrics)
+    columns = [column for column in found if column.base in _COMPARED]
     for earlier in folder.glob(MINUS_FILES):  # of other references
         earlier.unlink()
     for reference in dict.fromkeys(reference for _, reference in differences):

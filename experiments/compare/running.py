@@ -37,6 +37,11 @@ EVALUATED, HELD_OUT, OUTSIDE = "evaluated", "held-out", "outside"
 _PREDICTIONS, _TRAINED = "predictions", "trained"
 
 
+def outside_part(name: str) -> str:
+    """The part of the rows that a set from elsewhere is, see `StudyRows`."""
+    return f"{OUTSIDE}-{name}" if name else OUTSIDE
+
+
 @dataclass(frozen=True)
 class Results:
     """The stored predictions of a study.
@@ -45,7 +50,7 @@ class Results:
         folder: the study's.
         methods: in the order in which they were asked for.
         seeds: of the study.
-        with_outside: whether there are out-of-distribution rows.
+        outside: names of the sets of out-of-distribution rows, see `StudyRows`.
         splits: whether seeds differ in the rows that they train on and choose by, see `Study`.
         failed: what went wrong with a method under a seed, in this process.
     """
@@ -53,7 +58,7 @@ class Results:
     folder: Path
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
-    with_outside: bool
+    outside: tuple[str, ...]
     splits: Splits = "per_seed"
     failed: dict[tuple[Method, int], str] = field(default_factory=dict)
 
@@ -75,9 +80,13 @@ class Results:
 
     def is_done(self, method: Method, seed: int) -> bool:
         """Whether everything of this method and seed is there."""
-        parts = (EVALUATED, HELD_OUT, OUTSIDE) if self.with_outside else (EVALUATED, HELD_OUT)
-        files = [self.path(method, seed, part) for part in parts]
+        files = [self.path(method, seed, part) for part in self.parts]
         return all(path.is_file() for path in (*files, self.path(method, seed, "chosen").with_suffix(".json")))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of the rows that are predicted, the evaluated ones last."""
+        return (*map(outside_part, self.outside), HELD_OUT, EVALUATED)
 
     @property
     def missing(self) -> list[tuple[Method, int]]:
@@ -89,9 +98,8 @@ class Results:
     ) -> None:
         """Store a method's predictions, the evaluated rows last."""
         write_json(self.path(method, seed, "chosen").with_suffix(".json"), dict(chosen))
-        for part in (OUTSIDE, HELD_OUT, EVALUATED):
-            if part in parts:
-                write_prediction(self.path(method, seed, part), parts[part])
+        for part in self.parts:
+            write_prediction(self.path(method, seed, part), parts[part])
 
 
 def run_study(
@@ -123,7 +131,7 @@ def run_study(
     rows = study.load()
     # Seeds may be added: what is there stays as good as it was.
     open_study(folder, {**study.to_json(), "rows": study.checksum(rows)}, growing=("seeds",))
-    results = Results(folder, tuple(methods), study.seeds, rows.outside is not None, study.splits)
+    results = Results(folder, tuple(methods), study.seeds, tuple(rows.outside), study.splits)
     wanted = [
         (method, seed)
         for seed in study.seeds
@@ -207,10 +215,9 @@ class _Bench:
         processor = load_base_model(study.base_model, rows.task.label_names, rows.task.task_type).processor
         evaluated = EncodedRows.of(rows.task, rows.evaluated, processor, study)
         parts = {EVALUATED: (rows.task.name, str(study.eval_split), evaluated)}
-        if rows.outside is not None:
-            task = rows.outside.task
-            found = EncodedRows.of(task, rows.outside.validation, processor, study, labelled=False)
-            parts[OUTSIDE] = (task.name, "validation", found)
+        for name, foreign in rows.outside.items():
+            found = EncodedRows.of(foreign.task, foreign.validation, processor, study, labelled=False)
+            parts[outside_part(name)] = (foreign.task.name, "validation", found)
         shown = console if console is not None and console.is_terminal else None
         return cls(study, rows, processor, folder / _TRAINED, shown, device, parts)
 
@@ -280,7 +287,7 @@ def _temper(results: Results, method: Method, seed: int) -> None:
     likelihood = held_out.likelihood
     temperature = fit_temperature(held_out.prediction, likelihood)
     stored = {}
-    for part in (EVALUATED, HELD_OUT, *([OUTSIDE] if results.with_outside else [])):
+    for part in results.parts:
         before = results.read(base, seed, part)
         scaled = likelihood.rescaled(before.prediction, temperature)
         # Choosing it takes a prediction of the held-out rows.

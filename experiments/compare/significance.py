@@ -7,8 +7,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from bayes_lora.experiments.compare.columns import of_set
 from bayes_lora.experiments.compare.method_spec import Method
-from bayes_lora.experiments.compare.running import OUTSIDE, Results
+from bayes_lora.experiments.compare.running import Results, outside_part
 from bayes_lora.inference.storage.predictions import StoredPrediction, require_same_rows
 from bayes_lora.metrics.bootstrap import resampled
 from bayes_lora.metrics.contrast import Contrast
@@ -74,13 +75,13 @@ class _Judged:
                 "aurc": resampled(partial(batched_area_under_risk_coverage, own["max_prob"], wrong), len(wrong)),
                 "misclassification_auroc_entropy": resampled(partial(batched_auroc, own["entropy"], wrong), len(wrong)),
             }
-        if self.results.with_outside and own:
+        for of in self.results.outside if own else ():
             name, inside = next(iter(own.items()))
-            outside = self.results.read(self.method, self.seed, OUTSIDE)
+            outside = self.results.read(self.method, self.seed, outside_part(of))
             other = outside.likelihood.uncertainty(outside.prediction)[name]
             both = torch.cat([inside, other])
             foreign = torch.arange(len(both)) >= len(inside)
-            found[f"ood_auroc_{name}"] = resampled(
+            found[of_set("ood_auroc", of)] = resampled(
                 partial(batched_auroc, both, foreign), len(both), strata=foreign.long()
             )
         return found

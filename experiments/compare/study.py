@@ -1,6 +1,7 @@
 """What all methods of a comparison share: rows, base model, training and seeds."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.runs.study_folder import STUDY_FILE
 from bayes_lora.experiments.tasks.encoding import encode
 from bayes_lora.experiments.tasks.sources import RowsSource, digest
-from bayes_lora.experiments.tasks.tasks import Task, TaskRows, load_task
+from bayes_lora.experiments.tasks.tasks import Task, TaskRows, checked_rows, load_task
 from bayes_lora.files import read_json
 from bayes_lora.inference import FitOptions, Prediction
 from bayes_lora.inference.finetuning.lora import LoRAOptions
@@ -31,6 +32,7 @@ from bayes_lora.randomness import Part, stream
 # What studies of version 0.1 did, and do not say.
 BEFORE: Mapping[str, str] = {"splits": "shared", "seeding": "shared", "draws": "independent"}
 _SCHEMA_VERSION = 1
+_SET_NAME = re.compile(r"[\w-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Study:
         source: where the rows are from; its `limit` is not used.
         outside: another built-in task, whose rows are out of distribution here, or None.
         outside_dir: folder that holds it; None is the hub.
+        outside_files: name and file of each further set of rows that are out of distribution; they need no labels.
         base_model: see `load_base_model`.
         lora: adapters of every method that has some; its dropout is MC dropout's, and is on in all training.
         training: of the point estimate and of every posterior that is trained from the start; each seed takes the
@@ -60,12 +63,13 @@ class Study:
         max_length: tokens per row; None takes the task's.
 
     Raises:
-        ConfigurationError: a value outside its domain, a seed twice, or the task itself outside.
+        ConfigurationError: a value outside its domain, a seed twice, the task itself outside, or two sets of one name.
     """
 
     source: RowsSource
     outside: str | None = None
     outside_dir: Path | None = None
+    outside_files: tuple[tuple[str, Path], ...] = ()
     base_model: str = "minilm"
     lora: LoRAOptions = field(default_factory=lambda: LoRAOptions(dropout=0.1))
     training: FitOptions = field(default_factory=FitOptions)
@@ -88,6 +92,7 @@ class Study:
             )
         if task_family(self.source.task_type).inputs.suffixes:
             self._check_files()
+        self._check_outside_files()
         if self.outside is not None and task_family(self.source.task_type).reads_labels:
             raise ConfigurationError(
                 f"--outside {self.outside} has classes and no completions, so its rows cannot be read as these are. "
@@ -111,6 +116,19 @@ class Study:
         if self.training.group_by_length:
             raise ConfigurationError("--group-by-length knows the length of texts only. Drop it.")
 
+    def _check_outside_files(self) -> None:
+        family, names = task_family(self.source.task_type), [name for name, _ in self.outside_files]
+        for name in names:
+            if not _SET_NAME.fullmatch(name) or names.count(name) > 1:
+                raise ConfigurationError(
+                    f"--outside-file: {name!r} must be a name of its own, of letters, digits, _ and -: name=path."
+                )
+        if names and (family.inputs.suffixes or family.reads_labels):
+            raise ConfigurationError(
+                f"--outside-file has rows of texts without labels, and task type {self.source.task_type} reads "
+                f"{'files in folders' if family.inputs.suffixes else 'its labels'}. Drop it."
+            )
+
     def options(self, seed: int, **changes: Any) -> FitOptions:
         """Of a training under this seed."""
         return replace(self.training, seed=seed, **changes)
@@ -131,12 +149,15 @@ class Study:
         elif self.eval_split == "held_out":
             known, evaluated = self._hold_out(rows.task, known, self.held_out / 2 * self._share_taken(known))
         _require_classes("--eval-rows", rows, evaluated, evaluated[: self.eval_rows])
-        outside = None
+        outside: dict[str, TaskRows] = {}
         if self.outside is not None:
             found = load_task(self.outside, self.outside_dir)
             # Those that settings are chosen by are not those that the choice is judged by, here too.
             foreign = found.validation if self.eval_split == "validation" else found.train[: len(found.validation)]
-            outside = replace(found, train=[], validation=foreign[: self.eval_rows])
+            outside[""] = replace(found, train=[], validation=foreign[: self.eval_rows])
+        for name, path in self.outside_files:
+            task = replace(rows.task, name=name)
+            outside[name] = TaskRows(task, [], checked_rows(task, path, labelled=False)[: self.eval_rows])
         return StudyRows(rows.task, known, evaluated[: self.eval_rows], outside)
 
     def split(self, rows: "StudyRows", seed: int) -> tuple[list[Row], list[Row]]:
@@ -161,7 +182,7 @@ class Study:
         """Of all rows, by which a resumed study knows that they are still the same."""
         shared = self.splits == "shared"
         known = TaskRows(rows.task, *(self.split(rows, 0) if shared else (rows.train, [])))
-        parts = [known, TaskRows(rows.task, rows.evaluated, []), *([rows.outside] if rows.outside else [])]
+        parts = [known, TaskRows(rows.task, rows.evaluated, []), *rows.outside.values()]
         return "-".join(digest(part)[:16] for part in parts)
 
     def _share_taken(self, rows: Sequence[Row]) -> float:
@@ -176,6 +197,10 @@ class Study:
         """Plain data, without the places of the rows on this machine: what they are, their checksum says."""
         found = {"schema_version": _SCHEMA_VERSION, **asdict(self)}
         del found["source"]["data_dir"], found["source"]["train_dir"], found["source"]["eval_dir"], found["outside_dir"]
+        # Nor the files, of which the checksum knows.
+        names = [name for name, _ in found.pop("outside_files")]
+        if names:
+            found["outside_sets"] = names
         # Not written of classes, so that studies from before there were types go on.
         if self.source.task_type == RowsSource.task_type:
             del found["source"]["task_type"]
@@ -217,12 +242,15 @@ def _require_classes(option: str, all_rows: TaskRows, rows: Sequence[Row], taken
 
 @dataclass(frozen=True)
 class StudyRows:
-    """The rows of a study; `Study.split` divides those of the training split, and `outside` has its own task."""
+    """The rows of a study; `Study.split` divides those of the training split.
+
+    `outside` has sets of rows from elsewhere by name, each with a task of its own; that of a built-in task is "".
+    """
 
     task: Task
     train: list[Row]
     evaluated: list[Row]
-    outside: TaskRows | None
+    outside: Mapping[str, TaskRows]
 
 
 @dataclass(frozen=True)

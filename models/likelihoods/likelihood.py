@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from bayes_lora.effect_handlers import SiteHandler, densities_only
 from bayes_lora.errors import LikelihoodError
-from bayes_lora.metrics.uncertainty import out_of_distribution_auroc
+from bayes_lora.metrics.prediction import Prediction
+from bayes_lora.metrics.uncertainty import outside_aurocs
 from bayes_lora.models.likelihoods.diagnosed import Diagnosed
 from bayes_lora.models.likelihoods.words import Words
 from bayes_lora.precision import kept_precise, posterior_dtype
@@ -221,13 +222,14 @@ class Likelihood(Diagnosed):
     def all_metrics(self, prediction: Any, outside: Any = None) -> dict[str, float]:
         """What a comparison reports of labelled predictions; with those of rows from elsewhere, how well they are told.
 
-        By default `metrics`, and ``ood_auroc_NAME`` for each `uncertainty`.
+        By default `metrics`, and ``ood_auroc_NAME`` for each `uncertainty`, see `outside_aurocs`.
         """
         found = self.metrics(prediction)
-        if outside is None:
-            return found
-        inside, others = self.uncertainty(prediction), self.uncertainty(outside)
-        return found | {f"ood_auroc_{name}": out_of_distribution_auroc(inside[name], others[name]) for name in inside}
+        return found if outside is None else found | self.outside_metrics(prediction, outside)
+
+    def outside_metrics(self, prediction: Any, outside: Any) -> dict[str, float]:
+        """How well rows from elsewhere are told, those of the prediction `outside`: see `outside_aurocs`."""
+        return outside_aurocs(self.uncertainty(prediction), self.uncertainty(outside))
 
     def row_log_density(self, prediction: Any) -> Tensor:
         """``ln 1/S sum_s p(y_i | s)`` of the labels of each row, (row,), nats."""

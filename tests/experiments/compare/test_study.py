@@ -35,11 +35,9 @@ def test_rows_to_choose_settings_by(data_dir: Path, base: str, splits: str) -> N
     validated = study.load()
     assert sum(map(len, study.split(validated, 0))) == 20
     assert len(validated.evaluated) == 5
-    assert validated.outside is not None
-    assert len(validated.outside.validation) == 5
-    assert rows.outside is not None
+    assert len(validated.outside[""].validation) == 5
     # Nor out of distribution by the same rows.
-    assert not texts(validated.outside.validation) & texts(rows.outside.validation[:5])
+    assert not texts(validated.outside[""].validation) & texts(rows.outside[""].validation[:5])
 
 
 def test_seeds_differ_in_their_rows_unless_they_are_to_share_them(data_dir: Path, base: str) -> None:
@@ -96,7 +94,7 @@ def test_the_first_rows_of_a_sorted_file_are_not_taken_for_all(base: str, data_d
         load("mixed", "sorted")
     rows = load("mixed", "mixed")
     assert len(rows.evaluated) == 10
-    assert rows.outside is not None  # a task of its own beside rows of one's own
+    assert set(rows.outside) == {""}  # a task of its own beside rows of one's own
 
 
 def test_a_task_is_not_outside_of_itself(data_dir: Path, base: str) -> None:

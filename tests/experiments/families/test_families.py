@@ -150,7 +150,7 @@ def test_it_is_compared(family: TaskFamily, source: RowsSource, base_model: str,
     assert (found["failed"], found["missing"]) == ([], [])
     methods = parse_methods(compared_by(family))
     assert found["methods"].keys() == {method.label for method in methods}
-    results = Results(out, tuple(methods), (0,), with_outside=False)
+    results = Results(out, tuple(methods), (0,), outside=())
     for method in methods:
         stored, numbers = results.read(method, 0), found["methods"][method.label]["0"]
         assert stored.likelihood.kind == results.read(methods[0], 0).likelihood.kind
