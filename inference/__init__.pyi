@@ -28,6 +28,7 @@ from bayes_lora.inference.predictors.laplace import (
     tune_prior_precision,
 )
 from bayes_lora.inference.predictors.mc_dropout import MCDropout
+from bayes_lora.inference.predictors.outside import EnergyScore, MahalanobisDistance, NearestNeighbours
 from bayes_lora.inference.predictors.point_estimate import PointEstimate
 from bayes_lora.inference.predictors.predictive import predict
 from bayes_lora.inference.predictors.predictor import Predictor
@@ -57,6 +58,7 @@ __all__ = [
     "BaseRate",
     "CardFacts",
     "Contrast",
+    "EnergyScore",
     "Ensemble",
     "FitOptions",
     "FitResult",
@@ -68,8 +70,10 @@ __all__ = [
     "LoRAGuide",
     "LoRAOptions",
     "MCDropout",
+    "MahalanobisDistance",
     "MeanFieldGuide",
     "MonteCLoRAGuide",
+    "NearestNeighbours",
     "PointEstimate",
     "Prediction",
     "Predictor",

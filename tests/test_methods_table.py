@@ -44,8 +44,7 @@ def test_the_page_gets_a_row_for_every_method_and_suffix(hook: ModuleType) -> No
     for spec in METHODS.values():
         assert cells(table, f"`{spec.name}`") == [f"`{spec.name}`", f"`{spec.python}`", spec.summary, spec.passes]
     for suffix in SUFFIXES.values():
-        after = "a posterior's" if suffix.to_noise else "any"
-        assert cells(table, f"`+{suffix.name}` after {after} name")[1:] == [
+        assert cells(table, f"`+{suffix.name}` after {suffix.after} name")[1:] == [
             f"`{suffix.python}`",
             suffix.summary,
             suffix.passes,

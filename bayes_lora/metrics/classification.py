@@ -59,10 +59,10 @@ def all_metrics(prediction: Prediction, outside: Prediction | None = None) -> di
         aurc                     area under the risk-coverage curve by 1 - max probability; lower is better
         selective_accuracy_80    accuracy on the 80 % of the rows with the largest max probability
         misclassification_auroc_entropy, _mutual_information, _max_prob
-                                 detection of wrong predictions by each of `uncertainty_scores`
+                                 detection of wrong predictions by each of `uncertainty_scores`, and by _foreignness
         ood_auroc_entropy, _mutual_information, _max_prob
                                  detection of the rows of `outside`; only where it is given
-        ood_auroc                the first of them, or that by the predictions' own score where they have one
+        ood_auroc                the first of them, or that by the predictions' `foreignness` where they have it
 
     All are of the mean probabilities over draws. The mutual information of a method with one draw is 0 everywhere, so
     its AUROC is .5. Where a metric has no value it is NaN: detection of errors where all predictions are right or all

@@ -28,6 +28,8 @@ class Prediction:
         num_draws: how many draws each row was predicted with, (example,), where rows differ in that: the samples of a
             row with fewer are these again and again, so that means over samples are means over its draws. None: all.
         at_mean: logits of the network at the mean of its adapters, (example, class), where they were asked for.
+        foreignness: how far each row is from those of training by a score of the method's own, (example,), double
+            precision, larger for rows from elsewhere; None where probabilities are to say it.
     """
 
     logits: Tensor
@@ -37,6 +39,7 @@ class Prediction:
     block_size: int = 1
     num_draws: Tensor | None = None
     at_mean: Tensor | None = None
+    foreignness: Tensor | None = None
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor | None) -> Self:
@@ -80,9 +83,9 @@ class Prediction:
 
 
 def rescaled_classes(prediction: Prediction, temperature: float) -> Prediction:
-    """``q(y) proportional to p(y)^(1 / T)`` of the mean probabilities p: one sample, and the same labels."""
+    """``q(y) proportional to p(y)^(1 / T)`` of mean probabilities p: one sample, labels and foreignness as before."""
     scaled = (prediction.log_mean_probs / temperature).log_softmax(-1)
-    return Prediction(scaled.unsqueeze(0), prediction.labels)
+    return Prediction(scaled.unsqueeze(0), prediction.labels, foreignness=prediction.foreignness)
 
 
 def _entropy(probs: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ def uncertainty_scores(prediction: Prediction) -> dict[str, Tensor]:
         entropy               H[E p], of the posterior predictive, nats
         mutual_information    H[E p] - E H[p], nats; below 1e-14 it is rounding and counts as 0
         max_prob              1 - max_c E p_c
+        foreignness           the prediction's own, first of all, where it has one
 
     A method with one draw, or with equal draws, has mutual information 0 everywhere: as a detector, chance.
 
@@ -39,7 +40,8 @@ def uncertainty_scores(prediction: Prediction) -> dict[str, Tensor]:
             "infinite in places. Predict rows with a fit whose loss and weights are finite."
         )
     information = prediction.mutual_information
-    return {
+    own = {} if prediction.foreignness is None else {"foreignness": prediction.foreignness}
+    return own | {
         "entropy": prediction.total_entropy,
         "mutual_information": information.where(information > _ROUNDING, 0.0),
         # As the sum of the others: 1 - p would be 0 for all rows where p rounds to 1.

@@ -18,9 +18,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def methods_table() -> str:
     """A row for each method, and for each suffix."""
     rows = [(f"`{spec.name}`", spec.python, spec.summary, spec.passes) for spec in METHODS.values()]
-    for suffix in SUFFIXES.values():
-        after = "a posterior's" if suffix.to_noise else "any"
-        rows.append((f"`+{suffix.name}` after {after} name", suffix.python, suffix.summary, suffix.passes))
+    rows += [
+        (f"`+{suffix.name}` after {suffix.after} name", suffix.python, suffix.summary, suffix.passes)
+        for suffix in SUFFIXES.values()
+    ]
     cells = [(name, f"`{python}`", summary, passes) for name, python, summary, passes in rows]
     return _table(("name", "in Python", "what is trained", "forward passes a batch"), cells)
 

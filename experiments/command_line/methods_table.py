@@ -21,8 +21,7 @@ def print_methods() -> None:
         table.add_row(*map(Text, (spec.name, spec.summary, _NEEDS[spec.needs], spec.passes)))
     table.add_section()
     for suffix in SUFFIXES.values():
-        after = "a trained posterior" if suffix.to_noise else "any method"
-        table.add_row(*map(Text, (f"+{suffix.name}", suffix.summary, after, suffix.passes)))
+        table.add_row(*map(Text, (f"+{suffix.name}", suffix.summary, f"{suffix.after} name", suffix.passes)))
     Console().print(table)
     say("Options and source of one: bayes-lora methods NAME")
 

@@ -37,6 +37,7 @@ def _read(written: str, known: Mapping[str, MethodSpec]) -> Method:
         method,
         calibrated="calibrated" in suffixes,
         at_mean="mean" in suffixes,
+        told_by=next((name for name in suffixes if SUFFIXES[name].of_network), ""),
         tempered=method.tempered or "temperature" in suffixes,
     )
 
@@ -51,6 +52,15 @@ def _check_suffixes(written: str, spec: MethodSpec, suffixes: list[str]) -> None
                 f"--methods: {written!r}: +{suffix.name} {suffix.to_noise} a trained posterior's noise, and "
                 f"{spec.name} has none. Drop it; +temperature goes with every method."
             )
+        if suffix.of_network and (spec.samples != "one" or spec.needs == "nothing"):
+            raise ConfigurationError(
+                f"--methods: {written!r}: +{suffix.name} asks one network about each row, and {spec.name} is none. "
+                f"Write map+{suffix.name}."
+            )
+    if sum(SUFFIXES[name].of_network for name in set(suffixes)) > 1:
+        raise ConfigurationError(
+            f"--methods: {written!r}: rows from elsewhere are told by one score. Write a method for each."
+        )
     if {"calibrated", "mean"} <= set(suffixes):
         raise ConfigurationError(
             f"--methods: {written!r}: the mean has no noise, whose scale +calibrated could choose. Write one of them."

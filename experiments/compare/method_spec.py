@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
+from bayes_lora.experiments.compare.telling_outside import told_by
 from bayes_lora.inference import FitOptions
 
 Needs = Literal["nothing", "point", "own"]
@@ -59,7 +60,8 @@ class Suffix:
     Attributes:
         name: of the suffix, and without the plus.
         summary, python, passes, source: see `MethodSpec`.
-        to_noise: what it does to a posterior's noise, which the method must have; empty where it goes with every one.
+        to_noise: what it does to a posterior's noise, which the method must have; empty where it needs none.
+        of_network: whether it goes with methods that are one network of classes at one point.
     """
 
     name: str
@@ -68,6 +70,12 @@ class Suffix:
     passes: str
     source: str
     to_noise: str = ""
+    of_network: bool = False
+
+    @property
+    def after(self) -> str:
+        """Whose name it goes after, in words."""
+        return "a posterior's" if self.to_noise else "one network's" if self.of_network else "any"
 
 
 SUFFIXES: Mapping[str, Suffix] = {
@@ -88,6 +96,31 @@ SUFFIXES: Mapping[str, Suffix] = {
             "1",
             "bayes_lora",
             to_noise="leaves out",
+        ),
+        Suffix(
+            "energy",
+            "nothing more; rows from elsewhere are told by the energy of their logits",
+            "EnergyScore(predictor)",
+            "those of the method",
+            "Liu et al. 2020, Energy-based Out-of-distribution Detection (arXiv 2010.03759)",
+            of_network=True,
+        ),
+        Suffix(
+            "mahalanobis",
+            "nothing more; by their hidden states' distance to the nearest class, one pass over the training rows",
+            "MahalanobisDistance.fit(predictor, loader)",
+            "those of the method",
+            "Lee et al. 2018, A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial "
+            "Attacks (arXiv 1807.03888)",
+            of_network=True,
+        ),
+        Suffix(
+            "neighbours",
+            "nothing more; by their hidden states' distance to the k-th nearest training row, one pass over those",
+            "NearestNeighbours.fit(predictor, loader)",
+            "those of the method",
+            "Sun et al. 2022, Out-of-Distribution Detection with Deep Nearest Neighbors (arXiv 2204.06507)",
+            of_network=True,
         ),
         Suffix(
             "temperature",
@@ -188,6 +221,7 @@ class Method:
         options: those that were given, in the order of the spec, however they were written.
         calibrated: the scale of the noise is chosen on held-out rows after training (`calibrate_scale`).
         at_mean: predictions are made once at the posterior's mean, without draws.
+        told_by: the suffix that says by what rows from elsewhere are told; empty is by its probabilities.
         tempered: a temperature chosen on held-out rows is applied to the mean probabilities.
         halved: what it chooses by held-out rows it chooses by one half of them, so that a temperature can be chosen by
             the other: chosen by rows that were chosen by already, it would be too low.
@@ -197,6 +231,7 @@ class Method:
     options: tuple[tuple[str, Any], ...] = ()
     calibrated: bool = False
     at_mean: bool = False
+    told_by: str = ""
     tempered: bool = False
     halved: bool = False
 
@@ -219,6 +254,7 @@ class Method:
             + (f"[{options}]" if options else "")
             + ("+calibrated" if self.calibrated else "")
             + ("+mean" if self.at_mean else "")
+            + (f"+{self.told_by}" if self.told_by else "")
             + ("+temperature" if self.tempered else "")
             + ("+halved" if self.halved else "")
         )
@@ -264,7 +300,7 @@ class Method:
             check = checks[name]
             if check is not None:
                 check(f"{self.label}: {name}", value)
-        if self.spec.classes_only and not fitting.task.family.of_classes:
+        if (self.spec.classes_only or self.told_by) and not fitting.task.family.of_classes:
             raise ConfigurationError(
                 f"{self.label} takes one class for each row: leave it out of --methods for {fitting.task.task_type}."
             )
@@ -278,7 +314,8 @@ class Method:
 
     def build(self, fitting: Fitting, seed: int) -> Fitted:
         """Train what has not been trained yet, and give its predictor, without temperature."""
-        return self.spec.build(fitting, self, seed)
+        fitted = self.spec.build(fitting, self, seed)
+        return told_by(self.told_by, fitting, fitted) if self.told_by else fitted
 
 
 def default_of(owner: Callable[..., Any], name: str) -> Any:

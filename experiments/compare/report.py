@@ -225,7 +225,8 @@ def _difference_rows(differences: Differences) -> list[dict[str, object]]:
 
 def _csv(rows: Sequence[Mapping[str, object]]) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)  # some methods have numbers that others do not
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()

@@ -295,7 +295,10 @@ class EncodedRows:
         """A prediction of `loader`, with the rows in their own order."""
         back = torch.tensor(self.by_length).argsort()
         labels = None if prediction.labels is None else prediction.labels[back]
-        if isinstance(prediction, Prediction | DrawnPrediction):
+        if isinstance(prediction, Prediction):
+            own = None if prediction.foreignness is None else prediction.foreignness[back]
+            return replace(prediction, logits=prediction.logits[:, back], labels=labels, foreignness=own)
+        if isinstance(prediction, DrawnPrediction):
             of_draws: Any = prediction
             return replace(of_draws, logits=of_draws.logits[:, back], labels=labels)
         return likelihood.unpack(likelihood.pack(prediction)[:, back], labels)

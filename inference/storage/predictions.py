@@ -6,6 +6,7 @@ One row for each example, in the order of the split:
     label     int64, null where unlabelled; of other labels than classes a list of int64 or float64
     logits    sample x class, float32 or float64, exactly as predicted; of other labels as `Likelihood.pack` has them,
               all but the sample in one dimension
+    foreignness   float64, only where predictions have one, see `Prediction`
 
 The file's schema metadata holds, as JSON under ``bayes_lora``, the version of this layout, the fields of `About` and a
 checksum of all there is; of other labels than classes also the likelihood's kind and settings, and the shapes of a
@@ -154,6 +155,9 @@ def write_prediction(path: Path, stored: StoredPrediction) -> None:
         "label": pa.nulls(num_examples, pa.int64()) if labels is None else label_column(labels),
         "logits": pa.FixedSizeListArray.from_arrays(by_class, num_samples),
     }
+    foreignness = getattr(stored.prediction, "foreignness", None)
+    if foreignness is not None:
+        columns["foreignness"] = pa.array(foreignness.double().numpy())
     stored = replace(stored, about=replace(stored.about, block_size=getattr(stored.prediction, "block_size", 1)))
     kind: dict[str, Any] = {}
     if not of_classes:
@@ -201,7 +205,10 @@ def read_prediction(path: Path) -> StoredPrediction:
         except (KeyError, TypeError, RuntimeError) as error:
             raise unusable(path, f"has rows of another shape than it says ({error})") from error
     prediction = likelihood.unpack(packed, known)
-    if isinstance(prediction, Prediction | DrawnPrediction):
+    if isinstance(prediction, Prediction):
+        own = labels_in(table["foreignness"]) if "foreignness" in table.column_names else None
+        prediction = replace(prediction, block_size=about.block_size, foreignness=own)
+    elif isinstance(prediction, DrawnPrediction):
         prediction = replace(prediction, block_size=about.block_size)
     stored = StoredPrediction(prediction, tuple(ids.to_pylist()), about, likelihood)
     stored.__dict__["packed"] = packed  # as it stands in the file, whose checksum is of it
@@ -265,6 +272,7 @@ def _checksum(stored: StoredPrediction) -> str:
     digest = hashlib.sha256(json.dumps(described).encode())
     if labels is not None:
         labels = labels.double() if labels.is_floating_point() else labels.long()
-    for values in (logits,) if labels is None else (logits, labels):
+    own = getattr(stored.prediction, "foreignness", None)
+    for values in (value for value in (logits, labels, own) if value is not None):
         digest.update(values.detach().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from bayes_lora.experiments.compare.fitting import POINT, Fitted, Fitting
-from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Needs
+from bayes_lora.experiments.compare.method_spec import SUFFIXES, Method, MethodSpec, Needs
 from bayes_lora.experiments.compare.methods import METHODS, parse_methods
 from bayes_lora.experiments.compare.study import EncodedRows, Study
 from bayes_lora.experiments.networks.base_models import load_base_model
@@ -73,7 +73,7 @@ def assert_protocol(method: Method, fitting: Fitting, evaluated: EncodedRows) ->
     assert torch.equal(found.predictor(evaluated.loader(), num_samples=3, seed=1).logits, prediction.logits)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, *(f"map+{name}" for name, of in SUFFIXES.items() if of.of_network)])
 def test_the_protocol(name: str, fitting: Fitting, evaluated: EncodedRows) -> None:
     assert_protocol(named(name).untempered, fitting, evaluated)
 

@@ -41,10 +41,11 @@ def test_every_name_is_understood_and_read_back(name: str) -> None:
 
 def test_folders_differ_where_methods_do() -> None:
     written = "map,temperature,monteclora,monteclora[num_components=8],monteclora[num_components=8]+temperature,"
-    written += "monteclora[num_components=8]+calibrated,monteclora[sample_scale=0.05],monteclora+calibrated,blob+mean"
+    written += "monteclora[num_components=8]+calibrated,monteclora[sample_scale=0.05],monteclora+calibrated,blob+mean,"
+    written += "map+energy,map+energy+temperature"
     methods = parse_methods(written)
     folders = {method.folder for method in methods}
-    assert len(folders) == len(methods) == 9
+    assert len(folders) == len(methods) == 11
     assert all(set(folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789_=.+-") for folder in folders)
 
 
@@ -105,10 +106,13 @@ def test_rows_are_not_chosen_by_twice(written: str, halved: bool) -> None:
         ("map[rank=3]", "'rank=3' is no option of map. Its options are: none"),
         ("swag[scale]", "'scale' is no option of swag"),
         ("swag[scale=]", "write name=value"),
-        ("map+cold", r"has \+cold; there are \+calibrated, \+mean and \+temperature"),
+        ("map+cold", r"has \+cold; there are \+calibrated, \+mean, \+energy, .* and \+temperature"),
         ("laplace+calibrated", r"\+calibrated chooses the scale of a trained posterior's noise, and laplace has none"),
         ("swag+mean", r"\+mean leaves out a trained posterior's noise, and swag has none"),
         ("blob+calibrated+mean", "Write one of them"),
+        ("swag+energy", r"\+energy asks one network about each row, and swag is none\. Write map\+energy"),
+        ("base_rate+neighbours", "base_rate is none"),
+        ("map+energy+mahalanobis", "are told by one score"),
         ("monteclora[sample_scale=0.1", "is not understood"),
         ("map-ensemble", "is not understood"),
     ],
