@@ -28,6 +28,7 @@ from bayes_lora.inference.predictors.laplace import (
     tune_prior_precision,
 )
 from bayes_lora.inference.predictors.mc_dropout import MCDropout
+from bayes_lora.inference.predictors.mixture import Mixture
 from bayes_lora.inference.predictors.outside import EnergyScore, MahalanobisDistance, NearestNeighbours
 from bayes_lora.inference.predictors.point_estimate import PointEstimate
 from bayes_lora.inference.predictors.predictive import predict
@@ -36,6 +37,7 @@ from bayes_lora.inference.predictors.scale_calibration import ScaleCalibration, 
 from bayes_lora.inference.predictors.swag import SWAG, SWAGPredictor
 from bayes_lora.inference.predictors.swag_collector import SWAGCollector
 from bayes_lora.inference.predictors.temperature import TemperatureScaled, fit_temperature
+from bayes_lora.inference.predictors.tfb import TFB, TFBPredictor, TFBSearch, tune_tfb
 from bayes_lora.inference.storage.hub import push_to_hub
 from bayes_lora.inference.storage.model_card import CardFacts
 from bayes_lora.inference.storage.posteriors import load_posterior, save_posterior
@@ -52,6 +54,7 @@ from bayes_lora.metrics.uncertainty import out_of_distribution_auroc, risk_cover
 
 __all__ = [
     "SWAG",
+    "TFB",
     "Agreement",
     "Answers",
     "AutoAdapterGuide",
@@ -72,6 +75,7 @@ __all__ = [
     "MCDropout",
     "MahalanobisDistance",
     "MeanFieldGuide",
+    "Mixture",
     "MonteCLoRAGuide",
     "NearestNeighbours",
     "PointEstimate",
@@ -83,6 +87,8 @@ __all__ = [
     "SampleScaleSchedule",
     "Sampling",
     "ScaleCalibration",
+    "TFBPredictor",
+    "TFBSearch",
     "TemperatureScaled",
     "add_lora",
     "all_metrics",
@@ -118,6 +124,7 @@ __all__ = [
     "to_inference_data",
     "trainable_state",
     "tune_prior_precision",
+    "tune_tfb",
     "uncertainty_scores",
     "write_scores",
 ]

@@ -282,6 +282,10 @@ class EncodedRows:
         """Every second row, and the others."""
         return self._part(range(0, len(self.row_ids), 2)), self._part(range(1, len(self.row_ids), 2))
 
+    def first(self, count: int) -> "EncodedRows":
+        """The first so many rows, or all."""
+        return self._part(range(min(count, len(self.row_ids))))
+
     def _part(self, indices: range) -> "EncodedRows":
         ids = tuple(self.row_ids[index] for index in indices)
         return EncodedRows(self.data.select(indices), ids, self.batch_size, self.collate, self.lengths)

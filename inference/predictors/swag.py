@@ -1,29 +1,23 @@
 """SWAG: a Gaussian through the iterates of stochastic gradient descent."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bayes_lora.checks import require_count, require_non_negative, require_seed
+from bayes_lora.checks import require_non_negative
 from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError, PosteriorFileError
 from bayes_lora.files import write_whole
-from bayes_lora.inference.guides.draw_design import block_size, choose_design, source
-from bayes_lora.inference.predictors.ensemble import exchanging, require_fit
-from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor, Passes
-from bayes_lora.models import network_logits
-from bayes_lora.randomness import stream
+from bayes_lora.inference.guides.draw_design import choose_design
+from bayes_lora.inference.predictors.drawn_weights import DrawnWeights
+from bayes_lora.inference.predictors.ensemble import require_fit
 from bayes_lora.sealed_files import Format
 
-# That a draw of any design is made of.
-_MOST_DIRECTIONS = 3
 _FORMAT = Format(PosteriorFileError, "Save it again.")
 
 
@@ -126,15 +120,12 @@ class SWAG:
 
 
 @dataclass(frozen=True, eq=False)
-class SWAGPredictor(NetworkPredictor):
+class SWAGPredictor(DrawnWeights):
     """``p(y | x) = 1/S sum_s softmax(f(x; theta_s))`` with ``theta_s`` drawn from a `SWAG`.
 
-    Draw s of a design depends on (seed, s) only. The network has its own tensors back afterwards, also after an error.
     At scale 0 every draw is the SWA solution, so one is enough.
 
-    Cost: `num_samples` forward passes; in every batch every theta_s is drawn again, (K + 2) multiplications and one
-    random number for each drawn tensor's entry, so that memory does not grow with the number of draws: that of a
-    block's directions, three at most, is kept.
+    Cost: see `DrawnWeights`; a draw is (K + 2) multiplications and one random number for each drawn tensor's entry.
 
     Args:
         network: the network whose iterates were collected, or one built like it.
@@ -161,34 +152,15 @@ class SWAGPredictor(NetworkPredictor):
         choose_design(self.draws, 1)  # for its check
         require_fit(self.network, self.swag.mean, "the SWAG")
 
-    def block_size(self, num_samples: int) -> int:
-        """Of the design."""
-        return block_size(choose_design(self.draws, num_samples))
+    @property
+    def weights(self) -> SWAG:
+        """The Gaussian."""
+        return self.swag
 
-    @contextmanager
-    def drawing(self, num_samples: int, seed: int) -> Iterator[Passes]:
-        """Of the Gaussian; draw s depends on (seed, s) only."""
-        require_count("num_samples", num_samples)
-        require_seed("seed", seed)
-        design = choose_design(self.draws, num_samples)
-        with exchanging(self.network, self.swag.mean.keys()) as put:
-
-            def logits(inputs: Inputs) -> Iterator[Tensor]:
-                noise = lru_cache(_MOST_DIRECTIONS)(self.swag.noise)
-                for of in (source(design, draw) for draw in range(num_samples)):
-                    directions = [noise(stream(seed, of.block + index)) for index in range(len(of.weights))]
-                    put(self.swag.at(_combined(directions, of.weights, self.scale)))
-                    yield network_logits(self.network, inputs).unsqueeze(0)
-
-            yield logits
-
-
-def _combined(noises: Sequence[Mapping[str, Tensor]], weights: Sequence[float], scale: float) -> dict[str, Tensor]:
-    """sqrt(scale) sum_d w_d z_d of every tensor."""
-    factors = [scale**0.5 * weight for weight in weights]
-    return {
-        name: sum(factor * noise[name] for factor, noise in zip(factors, noises, strict=True)) for name in noises[0]
-    }
+    @property
+    def deviation(self) -> float:
+        """Of the covariance's scale."""
+        return self.scale**0.5
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

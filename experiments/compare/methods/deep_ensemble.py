@@ -1,31 +1,15 @@
 """`deep_ensemble`: point estimates that differ in their seed."""
 
 from bayes_lora.checks import require_count
-from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.compare.cost import Cost
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
+from bayes_lora.experiments.compare.members import member_seeds, require_own_members
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Option
 from bayes_lora.inference import Ensemble, trainable_state
 
-_APART = 1000  # between the seeds of members; the first is the point estimate itself
-
-
-def _member_seeds(method: Method, seed: int) -> list[int]:
-    return [seed + _APART * member for member in range(method.value("members"))]
-
-
-def _check(fitting: Fitting, method: Method) -> None:
-    seeds = fitting.study.seeds
-    members = [member for seed in seeds for member in _member_seeds(method, seed)]
-    if len(set(members)) < len(members):
-        raise ConfigurationError(
-            f"the ensembles of --seeds {','.join(map(str, seeds))} would share members, which are trained {_APART} "
-            "seeds apart. Choose seeds that are closer together, such as 0,1,2."
-        )
-
 
 def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
-    trained = [fitting.point(member) for member in _member_seeds(method, seed)]
+    trained = [fitting.point(member) for member in member_seeds(method, seed)]
     states = [trainable_state(point.network) for point, _ in trained]
     return Fitted(Ensemble(trained[0][0].network, states), sum((cost for _, cost in trained), Cost()))
 
@@ -42,6 +26,6 @@ SPECS = (
         needs="point",
         options=(Option("members", 3, require_count, of="prediction"),),
         samples="members",
-        check=_check,
+        check=require_own_members,
     ),
 )
