@@ -18,6 +18,7 @@ from bayes_lora.inference.guides.mean_field import MeanFieldGuide
 from bayes_lora.inference.guides.monteclora import MonteCLoRAGuide
 from bayes_lora.inference.predictors.base_rate import BaseRate
 from bayes_lora.inference.predictors.ensemble import Ensemble, checkpoint_states, read_state, trainable_state
+from bayes_lora.inference.predictors.ivon import IVONPosterior, IVONPredictor
 from bayes_lora.inference.predictors.laplace import (
     LaplaceOptions,
     LaplacePosterior,
@@ -44,6 +45,7 @@ from bayes_lora.inference.storage.posteriors import load_posterior, save_posteri
 from bayes_lora.inference.training.fit import FitResult, fit, fit_network
 from bayes_lora.inference.training.fit_options import FitOptions
 from bayes_lora.inference.training.itemized_elbo import ItemizedELBO
+from bayes_lora.inference.training.ivon import IVONOptions, IVONTraining
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
 from bayes_lora.inference.training.trainer import SVITrainer
 from bayes_lora.metrics.bootstrap import mean_difference, metric_difference, one_by_one
@@ -66,6 +68,10 @@ __all__ = [
     "FitOptions",
     "FitResult",
     "Generation",
+    "IVONOptions",
+    "IVONPosterior",
+    "IVONPredictor",
+    "IVONTraining",
     "ItemizedELBO",
     "LaplaceOptions",
     "LaplacePosterior",

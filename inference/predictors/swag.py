@@ -160,7 +160,7 @@ class SWAGPredictor(DrawnWeights):
     @property
     def deviation(self) -> float:
         """Of the covariance's scale."""
-        return self.scale**0.5
+        return float(self.scale**0.5)
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

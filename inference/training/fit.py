@@ -115,18 +115,20 @@ def fit_network(
     console: Console | None = None,
     checkpoints: Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> FitResult:
     """Train a network on its own loss, without a posterior: the point estimate, with the settings of `fit`.
 
     Any transformers or PEFT model with a task head, or a `LikelihoodNetwork`; what requires a gradient is trained.
     Arguments and errors are those of `fit`; options of the posterior do nothing here. `callbacks` are the Trainer's:
-    what must accompany the training of this network.
+    what must accompany the training of this network. `optimizer` takes the place of AdamW, with a learning rate and a
+    weight decay of its own; the schedule multiplies its learning rate.
     """
     options = options or FitOptions()
     num_steps = _num_steps(train_dataset, options)
     device = next(network.parameters()).device
     training = _Training(train_dataset, options, collate, console, device)
-    return training.of_network(network, num_steps, checkpoints, callbacks)
+    return training.of_network(network, num_steps, checkpoints, callbacks, optimizer)
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ class _Training:
         num_steps: int,
         checkpoints: Path | None,
         callbacks: Sequence[TrainerCallback] = (),
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> FitResult:
         """Train everything in the network that requires a gradient, on its own loss."""
         require_trainable(network)
@@ -180,6 +183,7 @@ class _Training:
         if isinstance(network, LikelihoodNetwork):
             rate = self.options.likelihood_learning_rate
             build = partial(LikelihoodTrainer, network, likelihood_learning_rate=rate)
+        build = partial(build, optimizers=(optimizer, None))
         result = self._run(build, "fit network", num_steps, checkpoints, callbacks)
         _check_finite(network)
         network.eval()
