@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from bayes_lora.errors import BayesLoRAError
@@ -18,6 +19,12 @@ def write_sealed(path: Path, description: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all, that holds the checksum of what it says under "sha256"."""
     sealed = {**description, "sha256": _digest(description)}
     write_whole(path, (json.dumps(sealed, indent=2) + "\n").encode())
+
+
+def write_sealed_tensors(path: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write tensors in named parts as one safetensors file, whole or not at all, with a checksum of them."""
+    named = {f"{part}/{name}": value.contiguous() for part, state in tensors.items() for name, value in state.items()}
+    write_whole(path, save(named, metadata={"sha256": _tensors_digest(named)}))
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,29 @@ class Format:
             raise self.error(f"{path} is missing. {missing}") from error
         except (SafetensorError, OSError) as error:
             raise self.error(f"{path} cannot be read as a safetensors file ({error}). {self.remedy}") from error
+
+    def read_sealed_tensors(self, path: Path, parts: Collection[str], by: str) -> dict[str, dict[str, Tensor]]:
+        """What `write_sealed_tensors` wrote in these parts.
+
+        Args:
+            path: the file.
+            parts: that it must have, and no others.
+            by: what writes such files.
+        """
+        facts, tensors = self.read_tensors(path, f"Give the file that {by} wrote.")
+        found: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            part, _, rest = name.partition("/")
+            found.setdefault(part, {})[rest] = value
+        if "sha256" not in facts or found.keys() != set(parts):
+            raise self.error(f"{path} is no file that {by} wrote, or it was damaged. {self.remedy}")
+        self.require_checksum(path, _tensors_digest(tensors), facts["sha256"])
+        return found
+
+
+def _tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """Of tensors and their names; safetensors lays them out in an order of its own."""
+    return hashlib.sha256(save(tensors)).hexdigest()
 
 
 def _digest(description: Mapping[str, Any]) -> str:

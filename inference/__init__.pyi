@@ -28,6 +28,7 @@ from bayes_lora.inference.predictors.laplace import (
     save_laplace,
     tune_prior_precision,
 )
+from bayes_lora.inference.predictors.last_layer import VBLLOptions, VBLLPosterior, VBLLPredictor, fit_vbll
 from bayes_lora.inference.predictors.mc_dropout import MCDropout
 from bayes_lora.inference.predictors.mixture import Mixture
 from bayes_lora.inference.predictors.outside import EnergyScore, MahalanobisDistance, NearestNeighbours
@@ -96,6 +97,9 @@ __all__ = [
     "TFBPredictor",
     "TFBSearch",
     "TemperatureScaled",
+    "VBLLOptions",
+    "VBLLPosterior",
+    "VBLLPredictor",
     "add_lora",
     "all_metrics",
     "autoguide",
@@ -110,6 +114,7 @@ __all__ = [
     "fit_laplace",
     "fit_network",
     "fit_temperature",
+    "fit_vbll",
     "generate",
     "generate_answers",
     "load_inference_data",

@@ -1,24 +1,20 @@
 """The posterior that IVON leaves, and its predictive."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from bayes_lora.checks import require_non_negative
 from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError, PosteriorFileError
-from bayes_lora.files import write_whole
 from bayes_lora.inference.guides.draw_design import choose_design
 from bayes_lora.inference.predictors.drawn_weights import DrawnWeights
 from bayes_lora.inference.predictors.ensemble import require_fit
-from bayes_lora.sealed_files import Format
+from bayes_lora.sealed_files import Format, write_sealed_tensors
 
 _FORMAT = Format(PosteriorFileError, "Save it again.")
-_PARTS = ("mean", "scale")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +51,7 @@ class IVONPosterior:
 
     def save(self, path: str | Path) -> None:
         """Write it as one safetensors file, whole or not at all, with a checksum of its tensors."""
-        parts = zip(_PARTS, (self.mean, self.scale), strict=True)
-        tensors = {f"{part}/{name}": value.contiguous() for part, state in parts for name, value in state.items()}
-        write_whole(Path(path), save(tensors, metadata={"sha256": _digest(tensors)}))
+        write_sealed_tensors(Path(path), {"mean": self.mean, "scale": self.scale})
 
     @classmethod
     def load(cls, path: str | Path) -> "IVONPosterior":
@@ -66,15 +60,7 @@ class IVONPosterior:
         Raises:
             PosteriorFileError: missing, damaged, or no file of an IVON posterior.
         """
-        facts, tensors = _FORMAT.read_tensors(Path(path), "Give the file that IVONPosterior.save wrote.")
-        found: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-        for name, value in tensors.items():
-            part, _, rest = name.partition("/")
-            found.setdefault(part, {})[rest] = value
-        if "sha256" not in facts or found.keys() != set(_PARTS):
-            raise PosteriorFileError(f"{path} is no file that IVONPosterior.save wrote, or damaged. {_FORMAT.remedy}")
-        _FORMAT.require_checksum(Path(path), _digest(tensors), facts["sha256"])
-        return cls(found["mean"], found["scale"])
+        return cls(**_FORMAT.read_sealed_tensors(Path(path), ("mean", "scale"), "IVONPosterior.save"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +102,3 @@ class IVONPredictor(DrawnWeights):
     def deviation(self) -> float:
         """sqrt(T)."""
         return float(self.temperature**0.5)
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """The checksum of tensors and their names; safetensors lays them out in an order of its own."""
-    return hashlib.sha256(save(tensors)).hexdigest()

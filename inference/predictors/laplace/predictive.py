@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from bayes_lora.checks import require_choice, require_count, require_positive, require_seed
 from bayes_lora.choices import Draws
-from bayes_lora.inference.guides.draw_design import Source, block_size, choose_design, source
+from bayes_lora.inference.guides.draw_design import block_size, choose_design, source
 from bayes_lora.inference.predictors.laplace.gradients import backpropagate
 from bayes_lora.inference.predictors.laplace.laplace import LaplacePosterior
 from bayes_lora.inference.predictors.laplace.linears import NamedLinear
 from bayes_lora.inference.predictors.laplace.matching import match_linears
+from bayes_lora.inference.predictors.normal_streams import NormalStream
 from bayes_lora.inference.predictors.predictor import Inputs, collect, evaluation_mode
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.precision import full_precision
-from bayes_lora.randomness import stream
 
 LINKS = ("monte_carlo", "joint", "probit")
 
@@ -98,7 +98,7 @@ class LaplacePredictor:
             require_positive("prior precision", precision)
         linears = match_linears(self.network, self.posterior)
         design = choose_design(self.draws, num_samples)
-        noise = [_Noise.of(seed, source(design, draw)) for draw in range(num_samples)]
+        noise = [NormalStream.of(seed, source(design, draw)) for draw in range(num_samples)]
         drawn = [_parameters(self.posterior, noise, value) for value in precisions] if self.link == "joint" else []
 
         def samples(inputs: Inputs) -> Tensor:
@@ -172,24 +172,7 @@ def linearized_logits(
     return totals
 
 
-@dataclass(frozen=True)
-class _Noise:
-    """Standard normal numbers of one draw, read one after the other: those of its directions, summed."""
-
-    directions: tuple[np.random.Generator, ...]
-    weights: tuple[float, ...]
-
-    @classmethod
-    def of(cls, seed: int, source: Source) -> "_Noise":
-        streams = (stream(seed, source.block + index) for index in range(len(source.weights)))
-        return cls(tuple(map(np.random.default_rng, streams)), source.weights)
-
-    def standard_normal(self, shape: Sequence[int]) -> Any:
-        pairs = zip(self.weights, self.directions, strict=True)
-        return sum(weight * generator.standard_normal(shape) for weight, generator in pairs)
-
-
-def _parameters(posterior: LaplacePosterior, noise: Sequence[_Noise], precision: float) -> list[Tensor]:
+def _parameters(posterior: LaplacePosterior, noise: Sequence[NormalStream], precision: float) -> list[Tensor]:
     """Draws (sample, out, in) of W - W* for each block; draw s is read from the s-th generator's stream.
 
     The generators are left where they were, so that every precision has the same noise.

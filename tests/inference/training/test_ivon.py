@@ -49,9 +49,9 @@ class Recorder(TrainerCallback):
         """Called after IVON's."""
         self.noises.append(self.flat() - self.means[-1])
 
-    def on_pre_optimizer_step(self, *_: Any, optimizer: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, *_: Any, **kwargs: Any) -> None:
         self.gradients.append(torch.cat([value.grad.flatten() for value in self._named if value.grad is not None]))
-        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.rates.append(kwargs["optimizer"].param_groups[0]["lr"])
 
     def on_step_end(self, *_: Any, **kwargs: Any) -> None:
         self.means.append(self.flat())
