@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from bayes_lora.effect_handlers import SiteHandler, densities_only
 from bayes_lora.errors import LikelihoodError
-from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.metrics.uncertainty import outside_aurocs
 from bayes_lora.models.likelihoods.diagnosed import Diagnosed
 from bayes_lora.models.likelihoods.words import Words
