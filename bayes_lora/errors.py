@@ -61,6 +61,14 @@ class BaseModelError(BayesLoRAError, OSError):
     """The base model cannot be found or opened."""
 
 
+class RecipeError(BayesLoRAError, ValueError):
+    """A recipe of a sweep is no YAML, or says something that it cannot say; names file and line."""
+
+
+class StorageError(BayesLoRAError, OSError):
+    """The storage of a sweep cannot be reached, or holds something else."""
+
+
 class RunExistsError(BayesLoRAError, OSError):
     """A run folder exists already and was not to be overwritten."""
 

@@ -49,11 +49,18 @@ def _base_models() -> str:
     return base_model_help()
 
 
+def _recipes() -> str:
+    from bayes_lora.experiments.sweep.recipe import recipe_names
+
+    return ", ".join(recipe_names())
+
+
 LISTS: Mapping[str, Callable[[], str]] = {
     "methods": _methods,
     "fit_methods": _fit_methods,
     "guides": _guides,
     "suites": _suites,
+    "recipes": _recipes,
     "bench_tolerance": _bench_tolerance,
     "task_types": _task_types,
     "base_models": _base_models,

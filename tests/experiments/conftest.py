@@ -1,5 +1,6 @@
-"""A small file of rows, a run fitted on it, and a tiny base model without a head."""
+"""A small file of rows, a run fitted on it, two tiny built-in tasks, and a tiny base model without a head."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,18 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer.save_pretrained(folder)
     build_llama(vocab_size=len(tokenizer), max_positions=512).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """mrpc and rte, 40 and 20 rows of the embedded task's in and out of distribution."""
+    folder = tmp_path_factory.mktemp("data")
+    task = make_embedded_task(num_train=40, num_validation=12, num_out_of_distribution=14)
+    parts = {"mrpc": (task.rows.train, task.rows.validation), "rte": (task.rows.train[:20], task.out_of_distribution)}
+    for name, splits in parts.items():
+        (folder / name).mkdir()
+        for split, rows in zip(("train", "validation"), splits, strict=True):
+            lines = [{key: row[key] for key in ("sentence1", "sentence2", "label")} for row in rows]
+            with gzip.open(folder / name / f"{split}.jsonl.gz", "wt", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+    return folder

@@ -1,0 +1,1 @@
+"""What an adaptation of a model will need, from its configuration alone."""
