@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy import special, stats
 from torch import Tensor
 
 from bayes_lora.errors import ConfigurationError, DataError
@@ -124,7 +124,9 @@ class RegressionPrediction(DrawnPrediction):
     def draw_cdf(self, draw: int, values: Tensor) -> Tensor:
         """P(Y <= y) under one draw at values (..., example, output), of the same shape."""
         location, scale = self.logits[draw].double(), self.scales[draw]
-        return torch.from_numpy(np.asarray(self._noise.cdf(((values.double() - location) / scale).numpy())))
+        errors, nu = ((values.double() - location) / scale).numpy(), self.degrees_of_freedom
+        # Of scipy's functions, since its distributions take ten times as long over few numbers.
+        return torch.from_numpy(special.ndtr(errors) if nu is None else special.stdtr(nu, errors))
 
     def quantile(self, probability: float) -> Tensor:
         """The y with F(y) = probability, (example, output), by bisection.

@@ -1,7 +1,7 @@
 """Everything that is looked at to judge the posterior of a run, whatever its labels are."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,6 +179,8 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
             lambda: draws_needed(run.model, run.guide, loader, draws=run.config.draws, seed=training.seed)
         )
     labels = left_out.where_it_can(lambda: check_labels(predictive, likelihood, seed=seed))
+    if labels is not None and likelihood.choices(predictive) is not None:
+        labels = replace(labels, names=task.label_names)
     logged = [entry for entry in history if "loss" in entry]
     return Diagnosis(
         run=run,

@@ -14,7 +14,8 @@ from bayes_lora.inference.diagnostics import PredictiveCheck
 
 _PANEL_COLUMNS = 6
 _DIVERGING = "RdBu_r"
-_SURPRISE_BINS = 12
+_SURPRISE_BINS = 10
+_FEW_LABELS = 8  # up to which they have room
 
 
 def uncertainty_map(names: Sequence[str], ablated: Tensor, alone: Tensor) -> Figure:
@@ -99,37 +100,42 @@ def integral_transforms(values: Tensor) -> Figure:
 
 
 def surprise(tokens: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """Mean surprise against entropy in bins of equal width, for named (entropy, surprise) of tokens, (token,), nats.
+    """Mean surprise against entropy in bins of as many tokens each, for named (entropy, surprise) of tokens, nats.
 
-    Bars are one standard error of the mean; bin counts below.
+    Args:
+        tokens: (token,) each. Bars are one standard error of the mean.
     """
-    figure = Figure(figsize=(5.4, 5.6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    highest = max(float(entropies.max()) for entropies, _ in tokens.values())
-    edges = np.linspace(0, max(highest, 1e-6), _SURPRISE_BINS + 1)
-    upper.plot([0, edges[-1]], [0, edges[-1]], color="#767676", linestyle="--", linewidth=1, label="as predicted")
-    for place, ((name, (entropies, surprises)), colour) in enumerate(zip(tokens.items(), COLOURS, strict=False)):
+    figure = Figure(figsize=(5.4, 4.8), layout="constrained")
+    axes, shown = figure.subplots(), []
+    for (name, (entropies, surprises)), colour in zip(tokens.items(), COLOURS, strict=False):
+        order = entropies.argsort(stable=True)
+        bins = [part.numpy() for part in order.tensor_split(min(_SURPRISE_BINS, len(order)))]
         x, y = entropies.numpy(), surprises.numpy()
-        bins = np.digitize(x, edges[1:-1])
-        filled = [b for b in range(_SURPRISE_BINS) if (bins == b).any()]
-        centres = [x[bins == b].mean() for b in filled]
-        means = [y[bins == b].mean() for b in filled]
-        errors = [y[bins == b].std() / np.sqrt((bins == b).sum()) for b in filled]
-        upper.errorbar(centres, means, yerr=errors, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
-        width = (edges[1] - edges[0]) * 0.8 / len(tokens)
-        offset = (place - (len(tokens) - 1) / 2) * width
-        counts = np.bincount(bins, minlength=_SURPRISE_BINS)
-        lower.bar((edges[:-1] + edges[1:]) / 2 + offset, counts, width=width, color=colour)
-    lower.set(xlabel="entropy that a token was predicted with (nats)", ylabel="tokens")
-    upper.set(ylabel="mean of -ln p (nats)", title="Surprise of the tokens")
-    upper.set_ylim(bottom=0)
-    upper.legend(loc="upper left", frameon=False)
+        centres = [x[part].mean() for part in bins]
+        errors = [y[part].std() / np.sqrt(len(part)) for part in bins]
+        shown += centres
+        axes.errorbar(
+            centres,
+            [y[part].mean() for part in bins],
+            errors,
+            fmt="o-",
+            color=colour,
+            markersize=4,
+            capsize=2,
+            label=name,
+        )
+    ends = [min(shown), max(shown)]
+    axes.plot(ends, ends, color="#767676", linestyle="--", linewidth=1, label="as predicted", zorder=0)
+    axes.set(xlabel="entropy that tokens were predicted with (nats)", ylabel="mean of -ln p (nats)")
+    axes.set_title(f"Surprise of the tokens, {_SURPRISE_BINS} bins")
+    axes.legend(loc="upper left", frameon=False)
     return figure
 
 
 def label_rates(names: Sequence[str], rates: PredictiveCheck, xlabel: str = "share of the rows (%)") -> Figure:
     """Observed share of each label beside the central 95 % of replicated labels; see `check_labels`."""
-    figure = Figure(figsize=(6.8, 1.8 + 0.5 * len(names)), layout="constrained")
+    height = 0.5 if len(names) <= _FEW_LABELS else 0.25
+    figure = Figure(figsize=(6.8, 1.8 + height * len(names)), layout="constrained")
     axes = figure.subplots()
     positions = np.arange(len(names))
     low, middle, high = (100 * np.asarray(values) for values in (rates.low, rates.replicated, rates.high))

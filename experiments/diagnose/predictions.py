@@ -64,8 +64,7 @@ def how_good(diagnosis: Diagnosis) -> Section:
                 "surprise",
                 diagnostic_plots.surprise(tokens),
                 "Mean surprise of tokens against the entropy that they were predicted with, beside the diagonal.",
-                "A point above the diagonal is overconfident: its tokens surprise more than the model says. Below: "
-                "tokens per bin.",
+                "A point above the diagonal is overconfident: its tokens surprise more than the model says.",
             )
         )
     table = TableData(caption, ("", *compared), rows)

@@ -110,5 +110,6 @@ def _numbers(observed: xr.DataArray, drawn: xr.DataArray) -> Figure:
         axes.set(
             xlabel="label" if name is None else f"label, output {name}", ylabel="share of the rows", ylim=(0, None)
         )
-    axes.legend(frameon=False)
+    shown = axes.get_legend_handles_labels()
+    figure.legend(*shown, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure

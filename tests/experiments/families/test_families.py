@@ -4,13 +4,14 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from bayes_lora.errors import ConfigurationError, LikelihoodError, TaskError
+from bayes_lora.errors import ConfigurationError, TaskError
 from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.running import HELD_OUT, Results
 from bayes_lora.experiments.families.family import TaskFamily, task_families
@@ -20,9 +21,10 @@ from bayes_lora.experiments.runs.run_config import RunConfig
 from bayes_lora.experiments.runs.runs import fit_run, load_run
 from bayes_lora.experiments.tasks.sources import RowsSource
 from bayes_lora.experiments.tasks.tasks import Task
-from bayes_lora.inference import FitOptions
+from bayes_lora.inference import FitOptions, load_inference_data
+from bayes_lora.inference.diagnostics.arviz_bridge import group
 from bayes_lora.inference.storage.predictions import StoredPrediction
-from bayes_lora.models import Classification, Likelihood
+from bayes_lora.models import Likelihood
 from tests.experiments.commands import run
 from tests.experiments.folders import KINDS
 
@@ -89,9 +91,60 @@ def test_labels_are_read_and_read_back(family: TaskFamily, source: RowsSource) -
     assert family.labels_of([{"text": "no label"}], "label", names, by_name=True) is None
 
 
+# What a diagnosis shows of a kind of prediction, beside what it shows of all.
+PICTURES = {
+    "choices": {"reliability", "risk_coverage", "integral_transforms", "label_rates"},
+    "numbers": {"quantiles", "integral_transforms", "labels"},
+    "texts": {"surprise"},
+}
+OF_ALL = {"information", "relative_noise", "mixture_weights", "loss_terms", "uncertainty_map"}
+FINDINGS = {"choices": "accuracy by confidence", "numbers": "share of labels in intervals", "texts": "surprise of the "}
+
+
+def diagnosed(folder: Path, likelihood: Likelihood, prediction: Any) -> None:
+    """The page, its pictures and its findings are those of the kind, and nothing is an error."""
+    printed = json.loads(run("diagnose", folder, "--num-samples", "5", "--json").stdout)
+    kinds = {name for name in PICTURES if getattr(likelihood, name)(prediction) is not None}
+    assert kinds
+    found = {path.stem for path in (folder / "diagnosis").glob("*.png")}
+    several = {"reliability_labels"} if "label" in likelihood.label_dims else set()
+    expected = OF_ALL.union(several, *(PICTURES[kind] for kind in kinds))
+    assert {name for name in found if not name.startswith("covariances_r")} == expected
+    page = (folder / "diagnosis" / "report.html").read_text(encoding="utf-8")
+    assert "Most and least certain" in page
+    findings = printed["findings"]
+    assert {"prior to posterior", "mixture", "uncertainty map", "number of draws"} <= findings.keys()
+    for kind in kinds:
+        assert any(name.startswith(FINDINGS[kind]) for name in findings)
+    assert ("rank of the labels" in findings) == (kinds != {"texts"})
+    assert len(printed["left_out"]) == (1 if kinds == {"texts"} else 0)
+    metrics = printed["metrics"]["posterior_predictive"]
+    assert metrics.keys() == likelihood.metrics(prediction).keys()
+    assert metrics["nll"]["low"] <= metrics["nll"]["value"] <= metrics["nll"]["high"]
+    data = load_inference_data(folder / "diagnosis" / "inference_data.nc")
+    density = group(data, "log_likelihood")["y"].to_numpy()[0]
+    rows = torch.from_numpy(density).exp().mean(0).log()
+    assert metrics["nll"]["value"] == pytest.approx(
+        -float(rows.sum()) / likelihood.num_observations(prediction.labels), rel=1e-6
+    )
+
+
+@pytest.mark.shows(
+    "head",
+    "works",
+    {
+        "classification": "one of several classes",
+        "regression": "numbers, Gaussian noise",
+        "robust_regression": "numbers, noise of heavy tails",
+        "multi_label": "several labels for a row",
+        "ordinal": "grades",
+        "token_classification": "a class for each word",
+        "language_model": "the next token (language models)",
+    },
+)
 @FAMILIES
 def test_a_run_of_it(family: TaskFamily, source: RowsSource, base_model: str, tmp_path: Path) -> None:
-    """Fitted, evaluated, saved, opened again, and the same then; a diagnosis is for classes."""
+    """Fitted, evaluated, saved, opened again, and the same then; and diagnosed."""
     rows = source.load()
     config = RunConfig(rows.task, base_model, training=FitOptions(epochs=1, batch_size=8), num_samples=3, source=source)
     metrics = fit_run(config, rows, tmp_path / "run", overwrite=False, console=Console(quiet=True))
@@ -105,9 +158,7 @@ def test_a_run_of_it(family: TaskFamily, source: RowsSource, base_model: str, tm
     prediction = found.predict(found.encode(rows.validation))
     assert found.model.likelihood.metrics(prediction) == metrics["posterior_predictive"]
     assert torch.isfinite(found.model.likelihood.pack(prediction)).all()
-    if type(found.model.likelihood) is not Classification:
-        with pytest.raises(LikelihoodError, match=f"is a run of --task-type {family.name}, and a diagnosis is made of"):
-            run("diagnose", tmp_path / "run")
+    diagnosed(tmp_path / "run", found.model.likelihood, prediction)
 
 
 COMPARED = (
