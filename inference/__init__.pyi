@@ -12,6 +12,7 @@ from bayes_lora.inference.generation.semantic_entropy import (
     discrete_semantic_entropy,
     semantic_entropy,
 )
+from bayes_lora.inference.finetuning.scalabl import ScalaBL, ScalaBLPredictor
 from bayes_lora.inference.guides.autoguides import AutoAdapterGuide, autoguide
 from bayes_lora.inference.guides.lora_guide import LoRAGuide
 from bayes_lora.inference.guides.mean_field import MeanFieldGuide
@@ -93,6 +94,8 @@ __all__ = [
     "SWAGPredictor",
     "SampleScaleSchedule",
     "Sampling",
+    "ScalaBL",
+    "ScalaBLPredictor",
     "ScaleCalibration",
     "TFBPredictor",
     "TFBSearch",

@@ -10,6 +10,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bayes_lora.inference.storage.checkpoints import newest_whole, require_whole, seal
 from bayes_lora.inference.training.length_groups import LengthGroups
+from bayes_lora.inference.training.own_groups import batch_columns
 from bayes_lora.models import TrainedModule
 from bayes_lora.running_statistics import hold, with_running_statistics
 
@@ -68,6 +69,11 @@ class SealedTrainer(Trainer):
             trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
             load_result.missing_keys[:] = [name for name in load_result.missing_keys if name in trained]
         super()._issue_warnings_after_load(load_result)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if isinstance(self.model, TrainedModule):  # which passes any batch on
+            self._signature_columns: Any = batch_columns(self.model.inner_network)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with the global generators as they were afterwards.
