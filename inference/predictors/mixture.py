@@ -34,7 +34,7 @@ class Mixture:
         LikelihoodError: a likelihood whose predictions keep no draws apart, such as a language model's.
 
     Source: Lakshminarayanan et al. 2017, section 2.4, of posteriors in place of points; Wilson and Izmailov 2020,
-    Bayesian Deep Learning and a Probabilistic Perspective of Generalization (arXiv 2002.08791), section 4, for SWAG.
+    Bayesian Deep Learning and a Probabilistic Perspective of Generalization (arXiv 2002.08791), for SWAG.
 
     Example:
         >>> members = [partial(predict, *load_posterior(base(), folder)) for folder in folders]  # doctest: +SKIP

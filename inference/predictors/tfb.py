@@ -186,8 +186,7 @@ def tune_tfb(
         AdapterError, UnsupportedAdapterError: see `TFB.of`.
         DataError: no rows.
 
-    Source: arXiv 2412.05723; the published code divides the change by the number of anchor rows besides, which its text
-    does not.
+    Source: arXiv 2412.05723 and its published code, which divides the change by the number of anchor rows besides.
 
     Example:
         >>> tune_tfb(network, anchors).sigma  # doctest: +SKIP

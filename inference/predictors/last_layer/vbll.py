@@ -69,8 +69,8 @@ class VBLLPosterior:
         variance: the same shape.
         noise: variances (class,).
 
-    Source: Harrison, Willes and Snoek 2024, Variational Bayesian Last Layers (arXiv 2404.11599), section 3.2, the
-    discriminative classifier, with the diagonal covariance of its published code.
+    Source: Harrison, Willes and Snoek 2024, Variational Bayesian Last Layers (arXiv 2404.11599), the discriminative
+    classifier, with the diagonal covariance of its published code.
     """
 
     mean: Tensor
@@ -137,7 +137,7 @@ def fit_vbll(
         DataError: rows without labels, or labels outside the classes.
         NotConvergedError: `max_steps` were not enough.
 
-    Source: arXiv 2404.11599, sections 3.2 and 3.4.
+    Source: arXiv 2404.11599.
 
     Example:
         >>> posterior = fit_vbll(PointEstimate(network), training_loader)  # doctest: +SKIP
@@ -196,7 +196,7 @@ class VBLLPredictor:
         ConfigurationError: no such draws; when called: num_samples below 1, a seed out of range, or hidden states of
             another width than the posterior's.
 
-    Source: arXiv 2404.11599, section 3.3; it draws 10 times.
+    Source: arXiv 2404.11599 and its published code, which draws 10 times.
 
     Example:
         >>> VBLLPredictor(PointEstimate(network), posterior)(loader, num_samples=16).mean_probs  # doctest: +SKIP

@@ -23,13 +23,13 @@ class EnergyScore:
 
     Args:
         predictor: of classes; published for a network at one point.
-        temperature: T > 0; 1 is the paper's, which finds larger ones no better (its section 4.2).
+        temperature: T > 0; 1 is the paper's.
 
     Raises:
         ConfigurationError: a temperature that is not positive and finite.
 
-    Source: Liu et al. 2020, Energy-based Out-of-distribution Detection (arXiv 2010.03759), section 3.1, without its
-    fine-tuning on rows from elsewhere.
+    Source: Liu et al. 2020, Energy-based Out-of-distribution Detection (arXiv 2010.03759), without its fine-tuning
+    on rows from elsewhere.
 
     Example:
         >>> prediction = EnergyScore(PointEstimate(network))(loader)  # doctest: +SKIP

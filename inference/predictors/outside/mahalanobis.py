@@ -34,7 +34,7 @@ class MahalanobisDistance:
         head: see `hidden_states`.
 
     Source: Lee et al. 2018, A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial
-    Attacks (arXiv 1807.03888), section 2.1, without perturbed inputs and of one layer. The covariance there is the
+    Attacks (arXiv 1807.03888), without perturbed inputs and of one layer. The covariance there is the
     empirical one; Ledoit and Wolf's, the default here, is shrunk, as few rows need it (both by scikit-learn).
 
     Example:

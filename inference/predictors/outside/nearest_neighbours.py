@@ -38,7 +38,7 @@ class NearestNeighbours:
     Raises:
         ConfigurationError: a k below 1, or above the number of training rows.
 
-    Source: Sun et al. 2022, Out-of-Distribution Detection with Deep Nearest Neighbors (arXiv 2204.06507), section 3.
+    Source: Sun et al. 2022, Out-of-Distribution Detection with Deep Nearest Neighbors (arXiv 2204.06507).
 
     Example:
         >>> detector = NearestNeighbours.fit(PointEstimate(network), training_loader)  # doctest: +SKIP
