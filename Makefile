@@ -2,7 +2,7 @@
 # SET=newest and SET=oldest do the same with other versions of the packages, in environments of their own.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all smoke docs format release clean
+.PHONY: help demo demo-language test test-all smoke docs format release clean
 
 SHELL := /bin/sh
 
@@ -34,11 +34,15 @@ USABLE = -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 
 PYTHON ?= $(shell for p in $(PYTHONS_$(SET)); do $$p $(USABLE) && { echo $$p; break; }; done)
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## run the whole thing on the embedded model and task; writes demo/report.html
 	$(BIN)/bayes-lora demo --out demo --overwrite
 	@echo "report: $(CURDIR)/demo/report.html"
+
+demo-language: $(STAMP)  ## the same for a language model and what it writes; writes demo-language/answers.html
+	$(BIN)/bayes-lora demo --language --out demo-language --overwrite
+	@echo "page: $(CURDIR)/demo-language/answers.html"
 
 # Linters and type checkers say other things in every version, and packages have other types: these are for one set.
 define static-checks
@@ -85,8 +89,8 @@ release: $(STAMP)  ## build sdist and wheel into dist/, check both, and try the 
 	cd build/release && bin/python -I -c 'import bayes_lora.experiments' && bin/bayes-lora --help && bin/bayes-lora --version
 	@echo "ready: $$(ls dist)"
 
-clean:  ## remove caches, build output, site/ and demo/ (keeps .venv* and runs/)
-	rm -rf build dist demo site htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache
+clean:  ## remove caches, build output, site/ and demos (keeps .venv* and runs/)
+	rm -rf build dist demo demo-language site htmlcov .coverage .mypy_cache .ruff_cache .pytest_cache
 	find bayes_lora models inference experiments tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch comes first and alone, by its pin: whichever build of that version the machine's index offers (CPU or CUDA)

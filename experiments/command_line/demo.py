@@ -10,7 +10,10 @@ from bayes_lora.experiments.command_line.options import JsonFlag, OverwriteFlag,
 
 
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("demo"),
+    out: Annotated[Path | None, typer.Option(help="Folder of the demo; by default demo, or demo-language.")] = None,
+    language: Annotated[
+        bool, typer.Option("--language", help="SmolLM2 and questions instead, some of which have no answer.")
+    ] = False,
     seed: SeedOption = 0,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
@@ -19,10 +22,18 @@ def demo_command(
     from rich.console import Console
 
     from bayes_lora.experiments.command_line.console import say
-    from bayes_lora.experiments.demo.demo import run_demo
 
-    metrics = run_demo(out, seed=seed, overwrite=overwrite, console=Console(stderr=True))
-    if as_json:
-        print(json.dumps({"report": str(out / "report.html"), **metrics}))
+    folder = out or Path("demo-language" if language else "demo")
+    console = Console(stderr=True)
+    if language:
+        from bayes_lora.experiments.demo.language_demo import PAGE_FILE, run_language_demo
+
+        metrics, page = run_language_demo(folder, seed=seed, overwrite=overwrite, console=console), folder / PAGE_FILE
     else:
-        say(f"Report: {out / 'report.html'}")
+        from bayes_lora.experiments.demo.demo import run_demo
+
+        metrics, page = run_demo(folder, seed=seed, overwrite=overwrite, console=console), folder / "report.html"
+    if as_json:
+        print(json.dumps({"report": str(page), **metrics}))
+    else:
+        say(f"Report: {page}")

@@ -11,7 +11,7 @@ import pytest
 
 from bayes_lora.errors import ConfigurationError, DataError, RunExistsError, TaskError
 from bayes_lora.experiments.command_line.coloured_texts import coloured, legend
-from bayes_lora.experiments.rows.rows import read_rows, write_jsonl
+from bayes_lora.experiments.rows.rows import Row, read_rows, write_jsonl
 from bayes_lora.experiments.runs.runs import load_run
 from bayes_lora.inference import Sampling, generate, generate_answers
 from tests.experiments.commands import run
@@ -148,7 +148,7 @@ def test_the_page_stands_alone_and_shows_every_token(writer: Path, tmp_path: Pat
 
 def test_rows_of_a_file(writer: Path, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Is it red?"}]
-    rows = [
+    rows: list[Row] = [
         {"prompt": "Answer:", "number": 7},
         {"messages": [*messages, {"role": "assistant", "content": "It is."}]},
         {"messages": messages},
