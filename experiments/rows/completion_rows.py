@@ -62,7 +62,7 @@ def with_prompts(rows: Sequence[Row], path: Path | str, column: str = PROMPT) ->
     Args:
         rows: of a file, or of elsewhere.
         path: where they are from, for errors.
-        column: with prompts, where rows have it.
+        column: with prompts, where rows have it; else `prompt`.
 
     Raises:
         DataError: a row has no prompt, or one that is neither text nor messages; names the row.
@@ -71,11 +71,12 @@ def with_prompts(rows: Sequence[Row], path: Path | str, column: str = PROMPT) ->
 
 
 def _with_prompt(row: Row, where: str, column: str) -> Row:
-    if column in row:
-        prompt = row[column]
+    named = next((name for name in (column, PROMPT) if name in row), None)
+    if named is not None:
+        prompt = row[named]
         if not isinstance(prompt, str) and messages_fault(prompt) is not None:
             raise DataError(
-                f'{where}, column {column!r}: it must be text, or a list of {{"role": ..., "content": ...}}.'
+                f'{where}, column {named!r}: it must be text, or a list of {{"role": ..., "content": ...}}.'
             )
         return {**row, PROMPT: prompt}
     if "messages" in row:

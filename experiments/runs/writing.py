@@ -17,6 +17,10 @@ from bayes_lora.inference.generation.prompt_tokens import Message
 from bayes_lora.inference.generation.semantic_entropy import Clustering
 from bayes_lora.inference.generation.token_texts import token_texts
 
+# What rows say of a text and of its independent answers, beside the columns of the task's family.
+_OF_A_TEXT = ("text", "finished", "token_texts")
+_OF_ANSWERS = ("answers", "agreement", "predictive_entropy", "semantic_entropy", "discrete_semantic_entropy")
+
 
 @dataclass(frozen=True)
 class Writing:
@@ -114,7 +118,9 @@ def write_texts(run: Run, rows: Sequence[Row], writing: Writing, same: SameAnswe
         "batch_size": writing.batch_size,
     }
     texts = generate(run.model, run.guide, prompts, sampling=writing.sampling, at_mean=writing.at_mean, **shared)
-    described = [{**row, **described_text(run, texts, index)} for index, row in enumerate(rows)]
+    said = {*_OF_A_TEXT, *_OF_ANSWERS, *run.config.task.family.output_columns}
+    kept = [{name: value for name, value in row.items() if name not in said} for row in rows]
+    described = [{**row, **described_text(run, texts, index)} for index, row in enumerate(kept)]
     if writing.num_answers == 0:
         return Written(described, texts.table(), [])
     clustering = clustering_of(same)

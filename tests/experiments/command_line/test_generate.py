@@ -11,6 +11,7 @@ import pytest
 
 from bayes_lora.errors import ConfigurationError, DataError, RunExistsError, TaskError
 from bayes_lora.experiments.command_line.coloured_texts import coloured, legend
+from bayes_lora.experiments.rows.completion_rows import with_prompts
 from bayes_lora.experiments.rows.rows import Row, read_rows, write_jsonl
 from bayes_lora.experiments.runs.runs import load_run
 from bayes_lora.inference import Sampling, generate, generate_answers
@@ -91,6 +92,10 @@ def test_a_folder_holds_all_of_it(writer: Path, tmp_path: Path) -> None:
         run("generate", writer, *asked("Answer:"), *QUICK, "--out", out)
     run("generate", writer, *asked("Answer:"), *QUICK, "--out", out, "--overwrite")
     assert {path.name for path in out.iterdir()} == files - {"answer_scores.csv"}
+    write_jsonl(tmp_path / "again.jsonl", rows)  # what they say of answers is gone, since no new ones are asked for
+    found = json.loads(run("generate", writer, "--input", tmp_path / "again.jsonl", *QUICK, "--json").stdout)["texts"]
+    assert [row["text"] for row in found] == [row["text"] for row in rows]
+    assert not any({"answers", "agreement", "semantic_entropy"} & set(row) for row in found)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -172,6 +177,11 @@ def test_rows_of_a_file(writer: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", [{"messages": []}])
     with pytest.raises(DataError, match="row 1, column 'messages': they must be a list"):
         run("generate", writer, *given)
+
+
+def test_columns_of_ones_own() -> None:
+    rows: list[Row] = [{"q": "a", "note": 1}, {"prompt": "b"}]
+    assert with_prompts(rows, "rows.jsonl", "q") == [{"q": "a", "note": 1, "prompt": "a"}, {"prompt": "b"}]
 
 
 def row_of(entropies: list[float]) -> dict[str, Any]:
