@@ -18,7 +18,7 @@ class _Loader(yaml.SafeLoader):
     """The safe loader, which reads 3e-4 as a number."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Queue:
         return not any(trial.user_attrs.get(CELL) in self.cells for trial in self.storage.trials(states))
 
     def by_cell(self) -> dict[str, FrozenTrial]:
-        """The trial that says most of each cell: the first completed, else one running or waiting, or the last failed."""
+        """The trial that says most of each cell: the first that was completed, or else the last that failed."""
         found: dict[str, FrozenTrial] = {}
         for trial in self.storage.trials():
             known = found.get(cell := trial.user_attrs.get(CELL, ""))

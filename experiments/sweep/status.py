@@ -54,13 +54,20 @@ class Status:
         """Cells of all tasks in a state."""
         return sum(of.get(state, 0) for of in self.counts.values())
 
+    @property
+    def left(self) -> int:
+        """Cells that wait or are being done."""
+        return self.total("waiting") + self.total("running")
+
     def table(self) -> Table:
         """A row for each task, and one for all."""
         table = Table(title="cells", title_justify="left")
         table.add_column("task", no_wrap=True)
         for state in (*_STATES.values(), "of", "hours done"):
             table.add_column(state, justify="right")
-        rows = {**self.counts, **({"all": sum(self.counts.values(), Counter())} if len(self.counts) > 1 else {})}
+        rows = dict(self.counts)
+        if len(rows) > 1:
+            rows["all"] = {state: self.total(state) for state in _STATES.values()}
         for index, (task, of) in enumerate(rows.items()):
             hours = f"{self.seconds / 3600:.2f}" if index == len(rows) - 1 else ""
             cells = [*(str(of.get(state, 0)) for state in _STATES.values()), str(sum(of.values())), hours]
