@@ -55,12 +55,19 @@ def _recipes() -> str:
     return ", ".join(recipe_names())
 
 
+def _shapes() -> str:
+    from bayes_lora.experiments.plan.planning import shape_names
+
+    return ", ".join(shape_names())
+
+
 LISTS: Mapping[str, Callable[[], str]] = {
     "methods": _methods,
     "fit_methods": _fit_methods,
     "guides": _guides,
     "suites": _suites,
     "recipes": _recipes,
+    "shapes": _shapes,
     "bench_tolerance": _bench_tolerance,
     "task_types": _task_types,
     "base_models": _base_models,
