@@ -1,6 +1,7 @@
 from bayes_lora.inference.diagnostics.inference_data import to_inference_data
 from bayes_lora.inference.diagnostics.inference_data_files import load_inference_data, save_inference_data
 from bayes_lora.inference.finetuning.lora import LoRAOptions, add_lora
+from bayes_lora.inference.finetuning.scalabl import ScalaBL, ScalaBLPredictor
 from bayes_lora.inference.generation.answers import Agreement, Answers, generate_answers
 from bayes_lora.inference.generation.generate import generate
 from bayes_lora.inference.generation.generated import Generation
@@ -12,7 +13,6 @@ from bayes_lora.inference.generation.semantic_entropy import (
     discrete_semantic_entropy,
     semantic_entropy,
 )
-from bayes_lora.inference.finetuning.scalabl import ScalaBL, ScalaBLPredictor
 from bayes_lora.inference.guides.autoguides import AutoAdapterGuide, autoguide
 from bayes_lora.inference.guides.lora_guide import LoRAGuide
 from bayes_lora.inference.guides.mean_field import MeanFieldGuide
