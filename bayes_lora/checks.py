@@ -64,5 +64,10 @@ def require_class_ids(labels: "Tensor", num_classes: int, error: type[BayesLoRAE
         )
 
 
+def all_numbers(logits: "Tensor") -> bool:
+    """Whether there is nothing but numbers, and -inf for what cannot be: an option that a row lacks."""
+    return not bool((logits.isnan() | logits.isposinf()).any())
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -20,7 +20,7 @@ from bayes_lora.effect_handlers import ObservedSites, calling_elbo, densities_on
 from bayes_lora.errors import AdapterError, ConfigurationError, LikelihoodError
 from bayes_lora.models.latent_sites import KL_TERMS, Latents, LatentSites
 from bayes_lora.models.likelihoods.classification import Classification
-from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
+from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.own_sites import OwnSites
 from bayes_lora.precision import posterior_dtype
 from bayes_lora.running_statistics import hold, with_running_statistics
@@ -115,7 +115,7 @@ class BayesianLoRA(nn.Module):
             self.sites.noise_state.require_settled()
         with self.perturbed(self.perturbations(latents)):
             unseen = poutine.runtime.am_i_wrapped() and densities_only()
-            logits = network_logits(self.network, self.likelihood.inputs(self.network, batch, labels, unseen=unseen))
+            logits = self.likelihood.logits(self.network, batch, labels, unseen=unseen)
         if recomputes:
             logits = self.sites.noise_state.watch(logits)
         if labels is None:
@@ -274,7 +274,7 @@ class BayesianLoRA(nn.Module):
         Raises:
             LikelihoodError: the network's output has none.
         """
-        return network_logits(self.network, self.likelihood.inputs(self.network, batch))
+        return self.likelihood.logits(self.network, batch)
 
     def _set(self, draws: Sequence[Any]) -> None:
         for linear, draw in zip(self._linears, draws, strict=True):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bayes_lora.errors import LikelihoodError
 from bayes_lora.metrics.prediction import Prediction
-from bayes_lora.models.likelihoods.likelihood import Likelihood, network_logits
+from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.trained_module import TrainedModule
 from bayes_lora.precision import posterior_dtype
 
@@ -38,8 +38,7 @@ class LikelihoodNetwork(TrainedModule):
 
     def forward(self, **batch: Any) -> Any:
         labels = batch.pop("labels", None)
-        inputs = self.likelihood.inputs(self.network, batch, labels, unseen=labels is not None)
-        logits = network_logits(self.network, inputs)
+        logits = self.likelihood.logits(self.network, batch, labels, unseen=labels is not None)
         if labels is None and self.likelihood.reduces:
             return (logits.detach(),)
         if labels is None:

@@ -15,8 +15,10 @@ from bayes_lora.models import (
     CausalLanguageModel,
     Classification,
     GaussianRegression,
+    GeneratedChoice,
     Likelihood,
     MultiLabel,
+    MultipleChoice,
     Ordinal,
     StudentTRegression,
     TokenClassification,
@@ -36,17 +38,22 @@ HEADS: dict[str, tuple[Callable[[], Likelihood], int]] = {
     "ordinal": (lambda: Ordinal(4), 1),
     "tokens": (lambda: TokenClassification(("O", "B-x", "I-x")), 3),
     "language": (CausalLanguageModel, 50),
+    "choice": (lambda: MultipleChoice(per_token=True), 50),
+    "written": (lambda: GeneratedChoice(max_new_tokens=2), 50),
 }
 # Of other networks than classifiers of rows.
-_TASK_TYPES = {"tokens": "TOKEN_CLS", "language": "CAUSAL_LM"}
+_TASK_TYPES = {"tokens": "TOKEN_CLS", "language": "CAUSAL_LM", "choice": "CAUSAL_LM", "written": "CAUSAL_LM"}
+# Three options for a row, the last of which some lack.
+_OPTIONS = [[[5, 6], [7, -100], [8, 9]], [[5, 6], [7, -100], [-100, -100]], [[5, 6], [7, -100], [8, 9]]]
 
 
 def build(name: str, seed: int = 0, **config: Any) -> Pair:
     """Model and guide; B is not zero, so that A matters, and the likelihood is away from its start."""
     likelihood, _ = HEADS[name]
     torch.manual_seed(seed)
-    targets = ["q_proj", "v_proj"] if name == "language" else ["query", "value"]
-    lora = peft.LoraConfig(task_type=_TASK_TYPES.get(name, "SEQ_CLS"), r=4, target_modules=targets)
+    task_type = _TASK_TYPES.get(name, "SEQ_CLS")
+    targets = ["q_proj", "v_proj"] if task_type == "CAUSAL_LM" else ["query", "value"]
+    lora = peft.LoraConfig(task_type=task_type, r=4, target_modules=targets)
     network = peft.get_peft_model(build_base(name), lora).double()
     for parameter_name, parameter in network.named_parameters():
         if "lora_B" in parameter_name:
@@ -61,7 +68,7 @@ def build(name: str, seed: int = 0, **config: Any) -> Pair:
 
 def build_base(name: str) -> Any:
     """The base network with a new head."""
-    if name == "language":
+    if _TASK_TYPES.get(name) == "CAUSAL_LM":
         return build_llama()
     bert = build_bert(num_labels=HEADS[name][1])
     return BertForTokenClassification(bert.config) if name == "tokens" else bert
@@ -73,6 +80,8 @@ def labels_of(name: str, count: int) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     if name == "classification":
         return torch.randint(0, num_outputs, (count,), generator=generator)
+    if name in ("choice", "written"):
+        return torch.zeros(count, dtype=torch.long)
     if name == "ordinal":
         return torch.randint(0, 4, (count,), generator=generator)
     if name in _TASK_TYPES:  # of six, the first and the last have none, and some rows have fewer than others
@@ -90,7 +99,11 @@ def rows_of(name: str, count: int = 24) -> list[dict[str, Any]]:
     """Rows of six tokens with labels, as a data set has them."""
     tokens = torch.randint(1, 50, (count, 6), generator=torch.Generator().manual_seed(1))
     labels = labels_of(name, count)
-    return [
+    rows = [
         {"input_ids": row.tolist(), "attention_mask": [1] * 6, "labels": label.tolist()}
         for row, label in zip(tokens, labels, strict=True)
     ]
+    for column in HEADS[name][0]().batch_columns:
+        for number, row in enumerate(rows):
+            row[column] = _OPTIONS[number % 3]
+    return rows

@@ -7,23 +7,37 @@ import peft
 import torch
 from torch import Tensor
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 import bayes_lora as bl
 from bayes_lora.inference import MonteCLoRAGuide
-from bayes_lora.models import BayesianLoRA, CausalLanguageModel
+from bayes_lora.models import BayesianLoRA, CausalLanguageModel, Likelihood
 from tests.networks import build_llama
 
 _SMALL: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
 _HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+_SAME: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
+_SOME_SLIDING: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 _FEW: dict[str, Any] = {"max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 NETWORKS: dict[str, Callable[[], Any]] = {
     "llama": build_llama,
@@ -37,17 +51,31 @@ NETWORKS: dict[str, Callable[[], Any]] = {
 }
 
 
-def pair_of(name: str, dtype: torch.dtype = torch.double, **config: Any) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
+_OTHERS: dict[str, Callable[[], Any]] = {
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**_SMALL, **_HEADS, **_FEW)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**_SMALL, **_HEADS, **_FEW, sliding_window=4)),
+    "olmo2": lambda: Olmo2ForCausalLM(Olmo2Config(**_SMALL, **_SAME, **_FEW)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**_SMALL, **_SAME, **_FEW, sliding_window=4)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**_SMALL, **_SAME, **_FEW, **_SOME_SLIDING)),
+    "smollm3": lambda: SmolLM3ForCausalLM(SmolLM3Config(**_SMALL, **_SAME, **_FEW)),
+}
+SHARING_NETWORKS = {**NETWORKS, **_OTHERS}
+
+
+def pair_of(
+    name: str, dtype: torch.dtype = torch.double, likelihood: Likelihood | None = None, **config: Any
+) -> tuple[BayesianLoRA, MonteCLoRAGuide]:
     torch.manual_seed(0)
-    base = NETWORKS[name]()
+    base = SHARING_NETWORKS[name]()
     base.config.attention_dropout = base.config.attn_pdrop = base.config.resid_pdrop = base.config.embd_pdrop = 0.0
-    targets = ["c_attn"] if name == "gpt2" else ["q_proj", "v_proj"]
+    targets = {"gpt2": ["c_attn"], "phi3": ["qkv_proj"]}.get(name, ["q_proj", "v_proj"])
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets, fan_in_fan_out=name == "gpt2")
     network = peft.get_peft_model(base, lora).to(dtype).eval()
     for parameter_name, parameter in network.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, std=0.3)
-    model = BayesianLoRA(network, bl.MonteCLoRAConfig(**{"sample_scale": 0.2, **config}), CausalLanguageModel())
+    settings = bl.MonteCLoRAConfig(**{"sample_scale": 0.2, **config})
+    model = BayesianLoRA(network, settings, likelihood or CausalLanguageModel())
     return model, MonteCLoRAGuide(model)
 
 

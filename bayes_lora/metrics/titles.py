@@ -51,6 +51,8 @@ _TITLES = {
     "perplexity": Title("perplexity"),
     "token_nll": Title("NLL, draws averaged at each token (nats)"),
     "sequence_nll": Title("NLL of a whole completion (nats)"),
+    # Of options that are written.
+    "unparsed": Title("answers that name no option", percent=True),
     # Of grades.
     "mae": Title("mean distance of the grade"),
     "rps": Title("ranked probability score"),

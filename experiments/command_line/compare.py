@@ -21,6 +21,7 @@ from bayes_lora.experiments.command_line.options import (
     LoRAAlphaOption,
     MaxLengthOption,
     RankOption,
+    ScoringOption,
     TargetsOption,
     TaskOption,
     TaskTypeOption,
@@ -68,6 +69,7 @@ def compare_command(
     text_columns: TextColumnsOption = None,
     label_column: LabelColumnOption = "label",
     task_type: TaskTypeOption = "classification",
+    scoring: ScoringOption = None,
     outside: Annotated[
         str | None, typer.Option(help="Another task, whose validation rows are out of distribution here.")
     ] = None,
@@ -138,7 +140,6 @@ def compare_command(
     from bayes_lora.experiments.compare.report import FILES, write_report
     from bayes_lora.experiments.compare.running import run_study
     from bayes_lora.experiments.compare.study import Study, conventions_of
-    from bayes_lora.experiments.families.family import task_family
     from bayes_lora.experiments.runs.device import resolve_device
     from bayes_lora.inference import FitOptions
     from bayes_lora.inference.finetuning.lora import LoRAOptions
@@ -149,16 +150,17 @@ def compare_command(
         if name not in typed(context)
     }
     wanted = parse_methods(methods)
+    # Beside rows of one's own it is the folder of the task outside.
+    of_task = None if (train_file or train_dir) and outside else data_dir
+    source = rows_source({**given, "data_dir": of_task, "limit": None, "train_rows": None, "seed": 0})
     if "methods" not in typed(context):
-        family = task_family(task_type)
+        family = source.family
         wanted = [method for method in wanted if family.of_classes or not method.spec.classes_only]
         wanted = [method for method in wanted if family.takes_temperature or not method.tempered]
     against = reference_methods(reference, wanted, typed(context))
     shown = short_names(short or [], wanted)
-    # Beside rows of one's own it is the folder of the task outside.
-    of_task = None if (train_file or train_dir) and outside else data_dir
     study = Study(
-        source=rows_source({**given, "data_dir": of_task, "limit": None, "train_rows": None, "seed": 0}),
+        source=source,
         outside=outside,
         outside_dir=data_dir,
         outside_files=tuple(map(outside_set, outside_file or [])),

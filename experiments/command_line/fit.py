@@ -24,6 +24,7 @@ from bayes_lora.experiments.command_line.options import (
     NumSamplesOption,
     OverwriteFlag,
     RankOption,
+    ScoringOption,
     SeedOption,
     TargetsOption,
     TaskOption,
@@ -51,6 +52,7 @@ def fit_command(
     text_columns: TextColumnsOption = None,
     label_column: LabelColumnOption = "label",
     task_type: TaskTypeOption = "classification",
+    scoring: ScoringOption = None,
     base_model: BaseModelOption = "minilm",
     method: Annotated[str, typer.Option(help="One of: {fit_methods}.")] = "monteclora",
     guide: Annotated[

@@ -43,6 +43,18 @@ def _task_types() -> str:
     return ", ".join(task_families())
 
 
+def _tasks() -> str:
+    from bayes_lora.experiments.tasks.tasks import TASKS
+
+    return ", ".join(TASKS)
+
+
+def _scorings() -> str:
+    from bayes_lora.experiments.families.multiple_choice import SCORINGS
+
+    return ", ".join(SCORINGS)
+
+
 def _base_models() -> str:
     from bayes_lora.experiments.networks.named_models import base_model_help
 
@@ -71,6 +83,8 @@ LISTS: Mapping[str, Callable[[], str]] = {
     "bench_tolerance": _bench_tolerance,
     "task_types": _task_types,
     "base_models": _base_models,
+    "tasks": _tasks,
+    "scorings": _scorings,
 }
 
 

@@ -12,9 +12,10 @@ from bayes_lora.choices import Draws
 from bayes_lora.errors import ConfigurationError
 
 # The rows.
-TaskOption = Annotated[str | None, typer.Option(help="mrpc, rte, cola, wic or boolq.")]
+TaskOption = Annotated[str | None, typer.Option(help="One of: {tasks}.")]
 DataDirOption = Annotated[
-    Path | None, typer.Option(help="Reads <data-dir>/<task>/{train,validation}.jsonl.gz instead of the hub.")
+    Path | None,
+    typer.Option(help="Reads <data-dir>/<task>/*.jsonl.gz, or <data-dir>/commonsense/*.jsonl.gz, instead of the hub."),
 ]
 TrainFileOption = Annotated[Path | None, typer.Option(help="Your own rows: .jsonl, .jsonl.gz or .csv.")]
 TrainDirOption = Annotated[
@@ -27,6 +28,9 @@ TextColumnsOption = Annotated[
 ]
 LabelColumnOption = Annotated[str, typer.Option(help="Column with the label, such as the class.")]
 TaskTypeOption = Annotated[str, typer.Option(help="What --train-file or --train-dir is about: {task_types}.")]
+ScoringOption = Annotated[
+    str | None, typer.Option(help="Of multiple choice, how options are scored: {scorings}; letter by default.")
+]
 MaxLengthOption = Annotated[
     int | None,
     typer.Option(help="Tokens a row is cut to, by default the task's; of a recording seconds, by default 30."),

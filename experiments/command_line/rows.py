@@ -27,6 +27,7 @@ def rows_source(given: Mapping[str, Any]) -> RowsSource:
         seed=given["seed"],
         task_type=given.get("task_type", "classification"),
         train_rows=given["train_rows"],
+        scoring=given.get("scoring"),
     )
 
 

@@ -49,6 +49,7 @@ COLUMNS = (
     Column("coverage_90", "in 90 % int.", 100, 1, None),
     Column("width_90", "width", 1, 3, None),
     Column("quantile_error", "quantiles %", 100, 1, False),
+    Column("unparsed", "unparsed %", 100, 1, False),
     Column("ece", "ECE %", 100, 1, False),
     Column("brier", "Brier", 1, 3, False),
     Column("misclassification_auroc_entropy", "AUROC error", 1, 3, True),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import nn
 
-from bayes_lora.checks import require_count
+from bayes_lora.checks import all_numbers, require_count
 from bayes_lora.choices import Splits
 from bayes_lora.errors import BayesLoRAError, DataError
 from bayes_lora.experiments.compare.cost import Measured
@@ -267,7 +267,7 @@ class _Bench:
         for part, (task, split, rows) in parts.items():
             with Measured() as predicting, fitting.precision():
                 prediction = fitted.predictor(rows.loader(), num_samples=self.study.num_samples, seed=seed)
-            if not torch.isfinite(likelihood.pack(prediction)).all():
+            if not all_numbers(likelihood.pack(prediction)):
                 raise DataError(
                     f"{method.label} predicts logits that are NaN or infinite on rows of {task}. Look at its options, "
                     "and at its learning rate if it was trained."

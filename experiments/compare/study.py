@@ -14,13 +14,12 @@ from torch.utils.data import DataLoader
 from bayes_lora.checks import require_choice, require_count, require_fraction, require_seed
 from bayes_lora.choices import Draws, EvalSplit, Splits
 from bayes_lora.errors import ConfigurationError, DataError
-from bayes_lora.experiments.families.family import task_family
 from bayes_lora.experiments.inputs.inputs import Encoded
 from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.runs.study_folder import STUDY_FILE
 from bayes_lora.experiments.tasks.encoding import encode
 from bayes_lora.experiments.tasks.sources import RowsSource, digest
-from bayes_lora.experiments.tasks.tasks import Task, TaskRows, checked_rows, load_task
+from bayes_lora.experiments.tasks.tasks import TASKS, Task, TaskRows, checked_rows, load_task
 from bayes_lora.files import read_json
 from bayes_lora.inference import FitOptions, Prediction
 from bayes_lora.inference.finetuning.lora import LoRAOptions
@@ -90,14 +89,10 @@ class Study:
             raise ConfigurationError(
                 f"--outside {self.outside} is the task itself, whose rows cannot be told from its rows. Name another."
             )
-        if task_family(self.source.task_type).inputs.suffixes:
+        if self.source.family.inputs.suffixes:
             self._check_files()
+        self._check_outside()
         self._check_outside_files()
-        if self.outside is not None and task_family(self.source.task_type).reads_labels:
-            raise ConfigurationError(
-                f"--outside {self.outside} has classes and no completions, so its rows cannot be read as these are. "
-                "Drop it."
-            )
         for seed in self.seeds:
             require_seed("seeds", seed)
         require_count("num_samples", self.num_samples)
@@ -110,6 +105,23 @@ class Study:
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name))
 
+    def _check_outside(self) -> None:
+        """Rows from outside have to be readable as the task's own are."""
+        if self.outside is None:
+            return
+        family = self.source.family
+        if family.reads_labels:
+            raise ConfigurationError(
+                f"--outside {self.outside} has classes and no completions, so its rows cannot be read as these are. "
+                "Drop it."
+            )
+        choices = "multiple_choice"
+        if self.outside in TASKS and (TASKS[self.outside].task_type == choices) != family.name.startswith(choices):
+            raise ConfigurationError(
+                f"--outside {self.outside}: of this task and that one, only one has questions with options, so that "
+                "rows of the other cannot be read as its rows are. Name another."
+            )
+
     def _check_files(self) -> None:
         if self.outside is not None:
             raise ConfigurationError(f"--outside {self.outside} is a task of texts, not of files as these. Drop it.")
@@ -117,7 +129,7 @@ class Study:
             raise ConfigurationError("--group-by-length knows the length of texts only. Drop it.")
 
     def _check_outside_files(self) -> None:
-        family, names = task_family(self.source.task_type), [name for name, _ in self.outside_files]
+        family, names = self.source.family, [name for name, _ in self.outside_files]
         for name in names:
             if not _SET_NAME.fullmatch(name) or names.count(name) > 1:
                 raise ConfigurationError(
@@ -152,6 +164,8 @@ class Study:
         outside: dict[str, TaskRows] = {}
         if self.outside is not None:
             found = load_task(self.outside, self.outside_dir)
+            if not rows.task.family.renames_columns:  # read as the task's own rows are
+                found = replace(found, task=replace(found.task, task_type=rows.task.task_type))
             # Those that settings are chosen by are not those that the choice is judged by, here too.
             foreign = found.validation if self.eval_split == "validation" else found.train[: len(found.validation)]
             outside[""] = replace(found, train=[], validation=foreign[: self.eval_rows])
@@ -205,6 +219,8 @@ class Study:
         if self.source.task_type == RowsSource.task_type:
             del found["source"]["task_type"]
         del found["source"]["train_rows"]  # which is a run's; a study has its own
+        if self.source.scoring is None:
+            del found["source"]["scoring"]
         for settings, name in ((found, "splits"), (found["training"], "seeding"), (found, "draws")):
             if settings[name] == BEFORE[name]:
                 del settings[name]

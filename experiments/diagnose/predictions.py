@@ -124,8 +124,7 @@ def _choosers(likelihood: Likelihood) -> str:
 
 def labels_drawn(diagnosis: Diagnosis) -> Section | None:
     """Labels that the model draws beside those observed, and where the latter lie among what was predicted."""
-    pictures, names = [], diagnosis.run.config.task.label_names
-    likelihood = diagnosis.run.model.likelihood
+    pictures, likelihood, task = [], diagnosis.run.model.likelihood, diagnosis.run.config.task
     if diagnosis.ranks is not None:
         order = (
             "Flat where the labels are spread as the model says. Too many on the right: labels are higher than "
@@ -142,6 +141,7 @@ def labels_drawn(diagnosis: Diagnosis) -> Section | None:
             )
         )
     if diagnosis.labels is not None and likelihood.choices(diagnosis.predictive) is not None:
+        names = task.family.class_names(task.label_names, diagnosis.predictive.logits.shape[-1])
         pictures.append(
             Picture(
                 "label_rates",

@@ -38,6 +38,7 @@ class TaskFamily(ABC):
         of_classes: whether a label is one class, and the network has an output for each: what some methods need.
         takes_temperature: whether predictions keep what a temperature changes, see `Likelihood.rescaled`.
         columns: text columns and label column of the user's own files, where these need not be named.
+        renames_columns: whether other columns may be named.
         reads_labels: whether the network reads the labels: they are a part of the text.
         counts_rows: whether an observation is a row, see `Likelihood.num_observations`.
     """
@@ -50,6 +51,7 @@ class TaskFamily(ABC):
     of_classes: ClassVar[bool] = False
     takes_temperature: ClassVar[bool] = True
     columns: ClassVar[tuple[tuple[str, ...], str] | None] = None
+    renames_columns: ClassVar[bool] = True
     reads_labels: ClassVar[bool] = False
     counts_rows: ClassVar[bool] = True
 
@@ -102,9 +104,13 @@ class TaskFamily(ABC):
         """What is wrong with a task of these label names."""
         return None
 
-    def row_fault(self, text: Any, label: Any) -> str | None:
-        """What is wrong with a label, as a file has it, beside the row's first text, where both may be right alone."""
+    def row_fault(self, texts: Sequence[Any], label: Any) -> str | None:
+        """What is wrong with a label, as a file has it, beside the row's texts, where all may be right alone."""
         return None
+
+    def class_names(self, label_names: Sequence[str], number: int) -> Sequence[str]:
+        """What so many classes of a prediction are called."""
+        return label_names
 
     def auto_class(self) -> Any:
         """transformers' Auto class that loads a base model with the head."""

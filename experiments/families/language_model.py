@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bayes_lora.errors import DataError
-from bayes_lora.experiments.families.family import TaskFamily
+from bayes_lora.experiments.families.decoder import DecoderFamily
 from bayes_lora.experiments.inputs.completions import Completions
 from bayes_lora.experiments.rows.completion_rows import COMPLETION, PROMPT, with_completions
 from bayes_lora.experiments.rows.rows import Row
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bayes_lora.models import Likelihood
 
 
-class LanguageModel(TaskFamily):
+class LanguageModel(DecoderFamily):
     """A text is a prompt, or the messages before an answer; its label is the completion, which alone is learned.
 
     Predictions score the completion that a row has.
@@ -44,29 +44,6 @@ class LanguageModel(TaskFamily):
         from bayes_lora.models import CausalLanguageModel
 
         return CausalLanguageModel()
-
-    def head(self, label_names: Sequence[str]) -> dict[str, Any]:
-        """The network's own."""
-        return {}
-
-    def auto_class(self) -> Any:
-        """Of networks that say the next token."""
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM
-
-    def network_fault(self, network: Any, new_modules: Sequence[str]) -> str | None:
-        """An encoder, whose outputs depend on later tokens too, or a network without its head."""
-        if _looks_ahead(network):
-            return (
-                "is an encoder: what it says of a token depends on the tokens after it, which a language model is to "
-                "predict. Give a decoder, such as smollm2, GPT-2 or LLaMA"
-            )
-        if new_modules:
-            return (
-                f"comes without {', '.join(new_modules)}, which would be random. Give it with its language-model head"
-            )
-        return None
 
     def from_file(self, rows: Sequence[Row], path: Path | str) -> list[Row]:
         """Rows of any form that `with_completions` knows."""
@@ -112,16 +89,3 @@ class LanguageModel(TaskFamily):
 
     def labels_of(self, rows: Sequence[Row], column: str, label_names: Sequence[str], *, by_name: bool) -> None:
         """None: labels are tokens, which come with the encoded rows."""
-
-
-def _looks_ahead(network: Any) -> bool:
-    """Whether the last token of a row changes what the network says of those before it."""
-    import torch
-
-    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]])
-    training = network.training
-    network.eval()
-    with torch.no_grad():
-        logits = network(input_ids=tokens).logits[:, :-1]
-    network.train(training)
-    return not torch.allclose(logits[0], logits[1], rtol=1e-4, atol=1e-4)

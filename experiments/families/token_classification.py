@@ -57,9 +57,9 @@ class TokenClassification(TaskFamily):
             return f"has the classes {tuple(label_names)}: token classification needs at least two classes"
         return None
 
-    def row_fault(self, text: Any, label: Any) -> str | None:
+    def row_fault(self, texts: Sequence[Any], label: Any) -> str | None:
         """As many labels as words, where there are labels."""
-        words, labels = split(text), split(label)
+        words, labels = split(texts[0]), split(label)
         if not isinstance(labels, list) or not labels or len(labels) == len(words):
             return None
         return f"it has {len(words)} words and {len(labels)} labels. Give one for each word"

@@ -48,6 +48,21 @@ def completion_tokens(tokenizer: Any, prompt: str | Sequence[Message], completio
     return CompletionTokens(before, behind)
 
 
+def continuations(tokenizer: Any, prompt: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """The tokens of a prompt as they are where nothing follows it, and those of each text that may continue it.
+
+    Which token " A" is, or whether the blank is one of its own, is how the tokenizer goes on from this prompt.
+
+    Raises:
+        DataError: a prompt or a text without a token.
+    """
+    known, found = text_tokens(tokenizer, prompt), [_continuing(tokenizer, prompt, text) for text in texts]
+    if not known or not all(found):
+        text = prompt if not known else texts[[bool(ids) for ids in found].index(False)]
+        raise DataError(f"this tokenizer makes no token of {text!r}. Write something else there.")
+    return prompt_tokens(tokenizer, prompt), found
+
+
 def _continuing(tokenizer: Any, prompt: str, completion: str) -> list[int]:
     before, together = text_tokens(tokenizer, prompt), text_tokens(tokenizer, prompt + completion)
     if together[: len(before)] == before:

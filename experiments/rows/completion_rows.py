@@ -100,6 +100,11 @@ def _instructed(row: Row, where: str) -> str:
     instruction, given = row["instruction"], row.get("input") or ""
     if not isinstance(instruction, str) or not isinstance(given, str):
         raise DataError(f"{where}: 'instruction' and 'input' must be text.")
+    return instructed(instruction, given)
+
+
+def instructed(instruction: str, given: str = "") -> str:
+    """An instruction, perhaps with an input, in the form of Alpaca."""
     with_input = ", paired with an input that provides further context" if given else ""
     body = _BODY.format(instruction=instruction, input=f"### Input:\n{given}\n\n" if given else "")
     return _INSTRUCTION.format(with_input=with_input) + body

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import TaskError
-from bayes_lora.experiments.families.family import task_family
+from bayes_lora.experiments.families.family import TaskFamily, task_family
+from bayes_lora.experiments.families.multiple_choice import SCORINGS
 from bayes_lora.experiments.tasks.folders import folder_task, folder_types
 from bayes_lora.experiments.tasks.tasks import TASKS, TaskRows, file_task, load_task
 
@@ -29,6 +30,7 @@ class RowsSource:
         task_type: of the user's own rows, the name of a `TaskFamily`.
         train_dir: folder of the user's images or recordings, a folder for each class.
         eval_dir: those to evaluate on; None holds some of the others out.
+        scoring: of multiple choice, one of `SCORINGS`; None is that of the type.
 
     Raises:
         TaskError: not one of `task`, `train_file` and `train_dir`, an option of another one, or rows of a kind that
@@ -48,6 +50,7 @@ class RowsSource:
     train_rows: int | None = None
     train_dir: str | None = None
     eval_dir: str | None = None
+    scoring: str | None = None
 
     def __post_init__(self) -> None:
         if sum(place is not None for place in (self.task, self.train_file, self.train_dir)) != 1:
@@ -56,6 +59,7 @@ class RowsSource:
                 "one of them."
             )
         self._check_kind()
+        self._check_scoring()
         if self.train_file is not None and not self.text_columns and task_family(self.task_type).columns is None:
             raise TaskError("--train-file needs --text-columns: one column name, or two separated by a comma.")
         self._refuse_idle_options()
@@ -78,6 +82,26 @@ class RowsSource:
                 "class, in place of --train-file."
             )
 
+    def _check_scoring(self) -> None:
+        if self.scoring is None:
+            return
+        if self.scoring not in SCORINGS:
+            raise TaskError(f"--scoring {self.scoring} is none of {', '.join(SCORINGS)}.")
+        if self._unscored_type not in SCORINGS.values():
+            raise TaskError(
+                f"--scoring says how options are scored, and {self.task or self.task_type} has none: it belongs to "
+                "multiple choice. Drop it."
+            )
+
+    @property
+    def _unscored_type(self) -> str:
+        return TASKS[self.task].task_type if self.task in TASKS else self.task_type
+
+    @property
+    def family(self) -> TaskFamily:
+        """Of the task that these rows are of."""
+        return task_family(self._unscored_type if self.scoring is None else SCORINGS[self.scoring])
+
     def _refuse_idle_options(self) -> None:
         """An option that would do nothing is a misunderstanding, which only its user can clear up."""
         own_label = None if self.label_column == "label" else self.label_column
@@ -86,6 +110,9 @@ class RowsSource:
             idle["--data-dir"], why = self.data_dir, "belongs to --task; rows of your own are in --train-file"
         else:
             idle["--task-type"] = None if self.task_type == "classification" else self.task_type
+        if self.train_file is not None and not self.family.renames_columns:
+            idle |= {"--text-columns": self.text_columns, "--label-column": own_label}
+            why = f"does not go with --task-type {self.task_type}, which knows its columns by their names"
         if self.train_file is None:
             idle |= {"--eval-file": self.eval_file, "--text-columns": self.text_columns, "--label-column": own_label}
             why = f"belongs to --train-file; --task {self.task} says by itself which rows and columns it has"
@@ -126,8 +153,9 @@ class RowsSource:
                 task_type=self.task_type,
                 seed=self.seed,
             )
+        task = replace(rows.task, task_type=self.family.name)
         train = rows.train[: self.limit][: self.train_rows]
-        return replace(rows, train=train, validation=rows.validation[: self.limit])
+        return TaskRows(task, train, rows.validation[: self.limit])
 
 
 def digest(rows: TaskRows) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 from bayes_lora.errors import DataError, TaskError
 from bayes_lora.experiments.families.family import TaskFamily, task_family
+from bayes_lora.experiments.rows.choice_rows import ANSWER, OPTIONS, QUESTION
 from bayes_lora.experiments.rows.rows import Row, read_rows
+from bayes_lora.experiments.tasks.choice_tasks import CHOICE_TASKS, files_of, splits_of
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,16 @@ TASKS: dict[str, Task] = {
             templates=("{word}: {sentence1}", "{sentence2}"),
         ),
         Task("boolq", ("question", "passage"), "label", ("no", "yes"), (_SUPER_GLUE, "boolq"), max_length=256),
+        *(
+            Task(name, (QUESTION, OPTIONS), ANSWER, (), source.hub, max_length=512, task_type="multiple_choice")
+            for name, source in CHOICE_TASKS.items()
+        ),
     )
 }
 
 
 def load_task(name: str, data_dir: Path | None = None) -> TaskRows:
-    """A built-in task with its rows, from ``data_dir/<name>/{train,validation}.jsonl.gz`` or else from the hub.
+    """A built-in task with its rows, from files below a folder, see `files_of`, or else from the hub.
 
     Raises:
         TaskError: no built-in task has that name.
@@ -170,17 +176,15 @@ def load_task(name: str, data_dir: Path | None = None) -> TaskRows:
         )
     task = TASKS[name]
     if data_dir is None:
-        train, validation = (_hub_rows(task, split) for split in ("train", "validation"))
+        train, validation = (_hub_rows(task, split) for split in splits_of(name))
     else:
-        folder = Path(data_dir) / name
-        if not folder.is_dir():
+        places = [Path(data_dir) / file for file in files_of(name)]
+        if not places[0].parent.is_dir():
             raise DataError(
-                f"There is no folder {folder}. --data-dir takes the folder that holds {name}/train.jsonl.gz and "
-                f"{name}/validation.jsonl.gz."
+                f"There is no folder {places[0].parent}. --data-dir takes the folder that holds "
+                f"{' and '.join(files_of(name))}."
             )
-        train, validation = (
-            checked_rows(task, path) for path in (folder / "train.jsonl.gz", folder / "validation.jsonl.gz")
-        )
+        train, validation = (checked_rows(task, path) for path in places)
     return TaskRows(task, train, validation)
 
 
@@ -196,9 +200,10 @@ def _hub_rows(task: Task, split: str) -> list[Row]:
         raise DataError(
             f"Task {task.name!r} could not be loaded from the hub as {task.hub[0]}, {task.hub[1]} "
             f"({type(error).__name__}: {error}). Without a network give --data-dir, the folder that holds "
-            f"{task.name}/train.jsonl.gz and {task.name}/validation.jsonl.gz."
+            f"{' and '.join(files_of(task.name))}."
         ) from error
-    return _checked(task, rows, f"{task.hub[0]}, {task.hub[1]}, {split}")
+    where = f"{task.hub[0]}, {task.hub[1]}, {split}"
+    return _checked(task, task.family.from_file(rows, where), where)
 
 
 def checked_rows(task: Task, path: Path, *, labelled: bool = True) -> list[Row]:
@@ -226,7 +231,7 @@ def _checked(task: Task, rows: list[Row], where: str, *, labelled: bool = True) 
             fault = task.family.inputs.fault(row[column])
             if fault is not None:
                 raise DataError(f"{where}, row {number}, column {column!r} holds {row[column]!r}: {fault}.")
-        fault = task.family.row_fault(row[task.columns[0]], row.get(task.label_column))
+        fault = task.family.row_fault([row[column] for column in task.columns], row.get(task.label_column))
         if fault is not None:
             raise DataError(f"{where}, row {number}, columns {task.columns[0]!r} and {task.label_column!r}: {fault}.")
         label = row[task.label_column] if labelled else None

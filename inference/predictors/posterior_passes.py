@@ -77,7 +77,8 @@ class PosteriorPasses:
 
     @cached_property
     def _prefix(self) -> SharedPrefix | None:
-        return None if self._num_samples == 1 else SharedPrefix.of(self._model)
+        shares = self._num_samples != 1 and self._model.likelihood.one_pass
+        return SharedPrefix.of(self._model) if shares else None
 
     def predict(
         self,

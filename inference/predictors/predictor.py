@@ -1,5 +1,6 @@
 """What every method of prediction is, and the loop over batches that they share."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -99,7 +100,7 @@ def collect_logits(
     """Logits (sample, example, output) of all batches, computed without gradients, and labels where they have some.
 
     A batch with fewer samples than others has them again and again, so that a mean over samples stays what it is; the
-    most have to be a multiple of its number.
+    most have to be a multiple of its number. Where rows have options of their own, -inf fills those up that have fewer.
 
     Args:
         logits_of: gives (sample, example, output) for a batch on `device`, of which the labels have been taken.
@@ -121,6 +122,8 @@ def collect_logits(
     most = max(map(len, logits))
     whole = [of.repeat(most // len(of), *[1] * (of.dim() - 1)) if len(of) < most else of for of in logits]
     longest = max(of.shape[2] for of in whole)
+    if whole[0].dim() == 3:
+        whole = [_lengthened(of, 2, longest, -math.inf) for of in whole]
     # (sample, row, token, class): rows of tokens are as long as the longest of their batch.
     if whole[0].dim() == 4 and any(of.shape[2] < longest for of in whole):
         whole = [_lengthened(of, 2, longest, 0) for of in whole]
@@ -182,7 +185,7 @@ def labelled_inputs(
         raise DataError("some batches have labels and some do not. Label all rows, or none.")
 
 
-def _lengthened(part: Tensor, dim: int, length: int, value: int) -> Tensor:
+def _lengthened(part: Tensor, dim: int, length: int, value: float) -> Tensor:
     """With `value` where a dimension had no entry."""
     missing = list(part.shape)
     missing[dim] = length - part.shape[dim]

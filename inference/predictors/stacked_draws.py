@@ -38,7 +38,8 @@ def keeps_rows_apart(model: BayesianLoRA, inputs: Inputs) -> bool:
     except Exception:  # whatever a network of this kind says of twice the rows; alone it says what is wrong itself
         return False
     alone = model.network_logits(inputs)
-    return torch.allclose(quiet, alone, rtol=1e-2, atol=1e-2 * float(alone.abs().max()))
+    largest = float(alone.masked_fill(alone == -torch.inf, 0).abs().max())  # which is of options that a row lacks
+    return torch.allclose(quiet, alone, rtol=1e-2, atol=1e-2 * largest)
 
 
 def no_noise(model: BayesianLoRA) -> list[Tensor]:

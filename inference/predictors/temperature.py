@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from bayes_lora.checks import require_class_ids, require_positive
+from bayes_lora.checks import all_numbers, require_class_ids, require_positive
 from bayes_lora.errors import DataError
 from bayes_lora.inference.predictors.predictor import Predictor
 from bayes_lora.metrics.labels import known_labels
@@ -135,7 +134,8 @@ def _searched(prediction: Any, likelihood: Likelihood) -> float:
 def _of_classes(prediction: Prediction) -> float:
     log_probs, labels = prediction.log_mean_probs, _labels_of(prediction)
     gaps = log_probs - log_probs.gather(-1, labels.unsqueeze(-1))  # (example, class), z_c - z_label
-    if (gaps.amax(-1) - gaps.amin(-1)).max() <= _FLAT:
+    there = _of_options(gaps)
+    if (there.amax(-1) - there.amin(-1)).max() <= _FLAT:
         return 1.0
     if (gaps <= 0).all():
         warnings.warn(
@@ -158,7 +158,12 @@ def _of_classes(prediction: Prediction) -> float:
 
 def _slope(gaps: Tensor, temperature: float) -> float:
     """d NLL / d(1/T), the mean over rows; falls as T grows."""
-    return float(((gaps / temperature).softmax(-1) * gaps).sum(-1).mean())
+    return float(((gaps / temperature).softmax(-1) * _of_options(gaps)).sum(-1).mean())
+
+
+def _of_options(gaps: Tensor) -> Tensor:
+    """With 0 in place of -inf, for options that a row lacks."""
+    return gaps.masked_fill(gaps.isneginf(), 0.0)
 
 
 def _labels_of(prediction: Prediction) -> Tensor:
@@ -166,7 +171,7 @@ def _labels_of(prediction: Prediction) -> Tensor:
     if not len(labels):
         raise DataError("there are no rows to fit a temperature to. Pass the prediction of at least one labelled row.")
     require_class_ids(labels, prediction.logits.shape[-1], DataError, "Correct the labels.")
-    if not torch.isfinite(prediction.logits).all():
+    if not all_numbers(prediction.logits):
         raise DataError(
             "some logits are NaN or infinite, so no temperature means anything. Look at the fit: its loss or weights "
             "are NaN as well."

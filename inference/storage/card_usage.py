@@ -124,6 +124,8 @@ The {point} alone needs PEFT only: `PeftModel.from_pretrained(base_network, "{HE
     more = "".join(f'network.load_adapter("{HERE}/{other}", adapter_name="{other}")\n' for other in others)
     more += f"network.base_model.set_adapter({list(adapters)})\n" if others else ""
     imports = f"{kind.imports}\n" if kind.imports else ""
+    imports += "import torch\n" if words.batch else ""
+    batch = "\n".join(words.batch) or kind.batch(num_texts, max_length)
     return f"""## Use
 
 ```python
@@ -133,7 +135,7 @@ from bayes_lora.inference import load_posterior, predict
 
 base = {json.dumps(base or "path/to/the/base/model")}
 {kind.name} = {kind.processor}.from_pretrained(base)
-{kind.batch(num_texts, max_length)}
+{batch}
 
 network = {network}
 model, guide = load_posterior(network, "{HERE}")

@@ -28,7 +28,7 @@ class LikelihoodTrainer(SealedTrainer):
         self.likelihood_learning_rate = likelihood_learning_rate
         super().__init__(model, args, **kwargs)
         self.label_names = ["labels"]
-        self._signature_columns: Any = batch_columns(model.network)
+        self._signature_columns: Any = batch_columns(model.network, model.likelihood)
         self._of_likelihood = model.likelihood
         self._weights = StepWeights(model.likelihood)
 

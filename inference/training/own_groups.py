@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from bayes_lora.models import Likelihood
+
 
 def give_own_group(optimizer: torch.optim.Optimizer, part: nn.Module, learning_rate: float) -> None:
     """Move the trainable parameters of a part into a group without weight decay, at a learning rate of their own."""
@@ -17,10 +19,10 @@ def give_own_group(optimizer: torch.optim.Optimizer, part: nn.Module, learning_r
         optimizer.add_param_group({"params": own, "lr": learning_rate, "weight_decay": 0.0})
 
 
-def batch_columns(network: Any) -> list[str]:
-    """The columns of rows that a network reads, and what the Trainer knows labels by.
+def batch_columns(network: Any, likelihood: Likelihood) -> list[str]:
+    """The columns of rows that a network and a likelihood read, and what the Trainer knows labels by.
 
     The Trainer reads them from the forward signature of its module, which takes any batch.
     """
     base = network.get_base_model() if hasattr(network, "get_base_model") else network
-    return [*inspect.signature(base.forward).parameters, "label", "label_ids", "labels"]
+    return [*inspect.signature(base.forward).parameters, *likelihood.batch_columns, "label", "label_ids", "labels"]

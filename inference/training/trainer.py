@@ -105,7 +105,7 @@ class SVITrainer(SavingTrainer):
         # Else read from the forward signature of the module, too.
         if self.args.label_names is None:
             self.label_names = ["labels"]
-        self._signature_columns: Any = batch_columns(model.network)
+        self._signature_columns: Any = batch_columns(model.network, model.likelihood)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, after the training rows have been counted."""

@@ -1,8 +1,6 @@
 """The next token after each token of a row: a language model."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -18,6 +16,7 @@ from bayes_lora.metrics.language import LanguagePrediction
 from bayes_lora.models.likelihoods.diagnosed import Variable
 from bayes_lora.models.likelihoods.labelled_tokens import count_labelled, require_labelled
 from bayes_lora.models.likelihoods.likelihood import Likelihood
+from bayes_lora.models.likelihoods.network_arguments import arguments_of, text_config
 from bayes_lora.models.likelihoods.next_token_reduction import NextTokenReduction, num_last, scored_tokens
 from bayes_lora.models.likelihoods.words import Words
 
@@ -71,7 +70,7 @@ class CausalLanguageModel(Likelihood):
         Raises:
             LikelihoodError: not one label for each token.
         """
-        known, found = _arguments(network), dict(batch)
+        known, found = arguments_of(network), dict(batch)
         _require_aligned(batch, labels)
         mask = batch.get("attention_mask")
         if "position_ids" in known and batch.get("position_ids") is None and mask is not None and mask.dim() == 2:
@@ -133,10 +132,8 @@ class CausalLanguageModel(Likelihood):
             LikelihoodError: not one label for each token, or one outside the vocabulary.
         """
         _require_aligned(inputs, labels)
-        keeps_last = "logits_to_keep" in _arguments(network)
-        config: Any = getattr(network, "config", None)
-        of_text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        vocabulary = getattr(of_text, "vocab_size", None)
+        keeps_last = "logits_to_keep" in arguments_of(network)
+        vocabulary = getattr(text_config(network), "vocab_size", None)
         if labels is not None and vocabulary is not None:
             _require_in_vocabulary(labels[:, 1:], vocabulary)
         return NextTokenReduction(
@@ -277,14 +274,3 @@ def _misaligned(labels: Tensor, what: str, other: Tensor) -> LikelihoodError:
 def _require_in_vocabulary(labels: Tensor, vocabulary: int) -> None:
     remedy = "The tokenizer is another network's, or the embeddings want {needed} rows: resize_token_embeddings."
     require_class_ids(labels[labels != UNLABELLED], vocabulary, LikelihoodError, remedy)
-
-
-def _arguments(network: Any) -> frozenset[str]:
-    """Names of what the forward pass of a network takes."""
-    base = network.get_base_model() if hasattr(network, "get_base_model") else network
-    return _arguments_of(type(base).forward)
-
-
-@cache
-def _arguments_of(forward: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(forward).parameters)

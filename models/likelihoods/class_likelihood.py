@@ -77,7 +77,7 @@ class ClassLikelihood(Likelihood):
         """Probabilities."""
         return prediction.probs  # type: ignore[no-any-return]
 
-    def choices(self, prediction: Any) -> Prediction:
+    def choices(self, prediction: Any) -> Prediction | None:
         """The rows themselves."""
         return prediction  # type: ignore[no-any-return]
 

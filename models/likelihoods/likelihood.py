@@ -67,11 +67,15 @@ class Likelihood(Diagnosed):
         kind: its name in files.
         row_dims: dimensions of one row's logits: (output,), or more.
         reduces: whether predictions are made by a `reduction`, since the logits of all draws are too many to be kept.
+        batch_columns: what it reads in a batch, beside labels and what the network itself takes.
+        one_pass: whether `logits` runs the network once.
     """
 
     kind: ClassVar[str]
     row_dims: ClassVar[int] = 1
     reduces: ClassVar[bool] = False
+    batch_columns: ClassVar[tuple[str, ...]] = ()
+    one_pass: ClassVar[bool] = True
 
     @classmethod
     @abstractmethod
@@ -111,6 +115,19 @@ class Likelihood(Diagnosed):
             unseen: nobody looks at the logits but for the density of these labels.
         """
         return batch
+
+    def logits(
+        self, network: nn.Module, batch: Mapping[str, Any], labels: Tensor | None = None, *, unseen: bool = False
+    ) -> Tensor:
+        """What the likelihood takes for logits of a batch, (row, ...); by one pass of the network unless it says so.
+
+        Args:
+            network, batch, labels, unseen: see `inputs`.
+
+        Raises:
+            LikelihoodError: the network's output has none.
+        """
+        return network_logits(network, self.inputs(network, batch, labels, unseen=unseen))
 
     @abstractmethod
     def checked_labels(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ class Words:
         shown: lines of code, each an attribute of `prediction` and a comment, after "print(".
         point: code and comment for what ``network(**batch)`` says at the mean, after "print(".
         num_outputs: of the network's head; None is one for each label's name.
+        batch: lines that make `batch`, where it is more than a processor makes of a text; they have torch.
     """
 
     answer: str = "a class"
@@ -23,3 +24,4 @@ class Words:
     )
     point: str = "network(**batch).logits.softmax(-1))"
     num_outputs: int | None = None
+    batch: tuple[str, ...] = ()

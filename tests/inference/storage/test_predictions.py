@@ -291,6 +291,8 @@ def of_other_labels(name: str) -> StoredPrediction:
     """Six rows, four samples that each learned a noise of their own where there is some."""
     likelihood, (shape, labels) = HEADS[name][0]().double(), (SHAPES[name], labels_of(name, 6))
     logits = torch.randn(4, 6, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    if name == "choice":
+        logits[:, ::2, 2] = -torch.inf  # of options that a row lacks
     with torch.no_grad():
         packed = likelihood.pack(likelihood.prediction(logits, labels))
         if isinstance(likelihood, GaussianRegression):
@@ -305,6 +307,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "multi-label": (3,),
     "ordinal": (1,),
     "tokens": (6, 3),
+    "choice": (3,),
 }
 
 

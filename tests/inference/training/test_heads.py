@@ -25,7 +25,7 @@ def learned(pair: Pair) -> dict[str, Tensor]:
 
 def batches(name: str) -> list[dict[str, Tensor]]:
     rows, labels = rows_of(name), labels_of(name, 24)
-    inputs = {key: torch.tensor([row[key] for row in rows]) for key in ("input_ids", "attention_mask")}
+    inputs = {key: torch.tensor([row[key] for row in rows]) for key in rows[0] if key != "labels"}
     return [{**{key: value[part] for key, value in inputs.items()}, "labels": labels[part]} for part in _PARTS]
 
 
@@ -44,6 +44,8 @@ _PARTS = (slice(0, 10), slice(10, 24))
         "ordinal": "grades",
         "tokens": "a class for each word",
         "language": "the next token (language models)",
+        "choice": "one of a row's own options (multiple choice)",
+        "written": "one of a row's own options, read from what is written",
     },
 )
 @EACH

@@ -38,7 +38,9 @@ def test_its_loss_is_that_of_the_model_at_its_mean(name: str) -> None:
     model, _ = build(name)
     network = LikelihoodNetwork(model.network, model.likelihood)
     batch = next(iter(loader_of(name)))
-    logits = model.network(**{**batch, "labels": None}).logits.detach()
+    labels = batch.pop("labels")
+    logits = model.likelihood.logits(model.network, batch, labels).detach()
+    batch["labels"] = labels
     density = model.likelihood.log_density(logits, batch["labels"]).detach()
     expected = -density.sum() / model.likelihood.num_observations(batch["labels"])
     assert float(network(**batch)["loss"].detach()) == pytest.approx(float(expected), rel=1e-12)
@@ -49,7 +51,8 @@ def test_it_predicts_as_the_model_at_its_mean(name: str) -> None:
     model, _ = build(name)
     network = LikelihoodNetwork(model.network, model.likelihood)
     found = PointEstimate(network)(loader_of(name))
-    logits = torch.cat([model.network(**{**b, "labels": None}).logits for b in loader_of(name)]).detach()
+    with torch.no_grad():
+        logits = torch.cat([model.network_logits(b) for b in loader_of(name, labelled=False)])
     expected = model.likelihood.prediction(logits.unsqueeze(0), labels_of(name, 24))
     assert model.likelihood.metrics(found) == pytest.approx(
         model.likelihood.metrics(expected), rel=1e-6

@@ -27,7 +27,7 @@ from bayes_lora.inference import (
 from bayes_lora.models import BayesianLoRA, Likelihood, Ordinal
 from bayes_lora.models.likelihoods.gaussian_regression import GaussianRegression
 from bayes_lora.models.likelihoods.kinds import likelihood_kinds
-from tests.networks import build_bert, make_batch
+from tests.networks import build_bert, build_llama, make_batch
 from tests.statistics import deviation
 
 NUM_ROWS, NUM_OUTPUTS = 5, 3
@@ -125,17 +125,26 @@ def test_what_is_predicted(likelihood: Likelihood) -> None:
     assert likelihood.prediction(logits, None).labels is None
 
 
-@KINDS
-def test_it_trains_and_predicts(likelihood: Likelihood, tmp_path: Path) -> None:
+def network_for(likelihood: Likelihood) -> Any:
+    """A network that it takes, with LoRA."""
     torch.manual_seed(0)
+    if "option_ids" in likelihood.batch_columns:
+        return peft.get_peft_model(build_llama(), peft.LoraConfig(target_modules=["q_proj"])).double()
     bert: Any = build_bert(num_labels=OTHERS.get(likelihood.kind, (None, NUM_OUTPUTS))[1])
     if likelihood.row_dims == 2:
         bert = BertForTokenClassification(bert.config)
-    network = peft.get_peft_model(bert, peft.LoraConfig(target_modules=["query"])).double()
-    model = BayesianLoRA(network, bl.MonteCLoRAConfig(), likelihood)
-    guide = MonteCLoRAGuide(model)
+    return peft.get_peft_model(bert, peft.LoraConfig(target_modules=["query"])).double()
+
+
+@KINDS
+def test_it_trains_and_predicts(likelihood: Likelihood, tmp_path: Path) -> None:
     batch: dict[str, Any] = make_batch()
-    batch["labels"] = poutine.trace(model).get_trace(**{**batch, "labels": None}).nodes["y"]["value"].detach()
+    for column in likelihood.batch_columns:
+        batch[column] = torch.tensor([[5, 6, 7]] * NUM_ROWS).unsqueeze(-1)
+    model = BayesianLoRA(network_for(likelihood), bl.MonteCLoRAConfig(), likelihood)
+    guide = MonteCLoRAGuide(model)
+    with torch.no_grad():
+        batch["labels"] = poutine.trace(model).get_trace(**{**batch, "labels": None}).nodes["y"]["value"]
     rows = [{name: values[row] for name, values in batch.items()} for row in range(NUM_ROWS)]
     (entry,) = fit(model, guide, rows, FitOptions(epochs=1, batch_size=NUM_ROWS)).history
     assert entry["nll"] > 0
