@@ -36,6 +36,11 @@ class LikelihoodNetwork(TrainedModule):
         """The network without the likelihood."""
         return self.network
 
+    @property
+    def batch_columns(self) -> list[str]:
+        """With those that the likelihood reads."""
+        return [*super().batch_columns, *self.likelihood.batch_columns]
+
     def forward(self, **batch: Any) -> Any:
         labels = batch.pop("labels", None)
         logits = self.likelihood.logits(self.network, batch, labels, unseen=labels is not None)

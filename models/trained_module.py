@@ -1,5 +1,6 @@
 """A network and what is trained with it, as one module under the transformers Trainer."""
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -17,6 +18,13 @@ class TrainedModule(nn.Module, ABC):
     @abstractmethod
     def inner_network(self) -> Any:
         """The network."""
+
+    @property
+    def batch_columns(self) -> list[str]:
+        """Columns of rows that a pass reads, and what the Trainer knows labels by."""
+        network = self.inner_network
+        base = network.get_base_model() if hasattr(network, "get_base_model") else network
+        return [*inspect.signature(base.forward).parameters, "label", "label_ids", "labels"]
 
     @property
     def config(self) -> Any:

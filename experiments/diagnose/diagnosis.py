@@ -180,7 +180,7 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
         )
     labels = left_out.where_it_can(lambda: check_labels(predictive, likelihood, seed=seed))
     if labels is not None and likelihood.choices(predictive) is not None:
-        labels = replace(labels, names=task.family.class_names(task.label_names, predictive.logits.shape[-1]))
+        labels = replace(labels, names=tuple(task.family.class_names(task.label_names, predictive.logits.shape[-1])))
     logged = [entry for entry in history if "loss" in entry]
     return Diagnosis(
         run=run,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from bayes_lora.inference.training.own_groups import batch_columns, give_own_group
+from bayes_lora.inference.training.own_groups import give_own_group
 from bayes_lora.inference.training.sealed_trainer import SealedTrainer
 from bayes_lora.inference.training.step_weights import StepWeights
 from bayes_lora.models import LikelihoodNetwork
@@ -28,7 +28,6 @@ class LikelihoodTrainer(SealedTrainer):
         self.likelihood_learning_rate = likelihood_learning_rate
         super().__init__(model, args, **kwargs)
         self.label_names = ["labels"]
-        self._signature_columns: Any = batch_columns(model.network, model.likelihood)
         self._of_likelihood = model.likelihood
         self._weights = StepWeights(model.likelihood)
 

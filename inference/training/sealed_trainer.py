@@ -10,7 +10,6 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from bayes_lora.inference.storage.checkpoints import newest_whole, require_whole, seal
 from bayes_lora.inference.training.length_groups import LengthGroups
-from bayes_lora.inference.training.own_groups import batch_columns
 from bayes_lora.models import TrainedModule
 from bayes_lora.running_statistics import hold, with_running_statistics
 
@@ -72,8 +71,8 @@ class SealedTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if isinstance(self.model, TrainedModule):  # which passes any batch on
-            self._signature_columns: Any = batch_columns(self.model.inner_network)
+        if isinstance(self.model, TrainedModule):  # whose own signature takes any batch
+            self._signature_columns: Any = self.model.batch_columns
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with the global generators as they were afterwards.

@@ -27,6 +27,11 @@ class SVIModule(TrainedModule):
         """The model's."""
         return self.model.network
 
+    @property
+    def batch_columns(self) -> list[str]:
+        """With those that the likelihood reads."""
+        return [*super().batch_columns, *self.model.likelihood.batch_columns]
+
     def forward(self, **batch: Any) -> dict[str, Tensor]:
         schedule = self.schedule if self.training else None
         if schedule is None:

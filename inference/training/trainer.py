@@ -17,7 +17,7 @@ from bayes_lora.inference.predictors.posterior_passes import PosteriorPasses
 from bayes_lora.inference.predictors.predictor import collect_logits
 from bayes_lora.inference.training.callbacks import MoveScale, OwnDraws
 from bayes_lora.inference.training.loss_log import LossLog
-from bayes_lora.inference.training.own_groups import batch_columns, give_own_group
+from bayes_lora.inference.training.own_groups import give_own_group
 from bayes_lora.inference.training.refused_options import refuse_unsupported
 from bayes_lora.inference.training.saving_trainer import SavingTrainer
 from bayes_lora.inference.training.scale_schedule import SampleScaleSchedule
@@ -102,10 +102,8 @@ class SVITrainer(SavingTrainer):
                 f"{self.args.n_gpu} GPUs in one process would run copies of the network that do not see the noise. "
                 "Start one process per GPU (torchrun or accelerate launch), or set CUDA_VISIBLE_DEVICES to one."
             )
-        # Else read from the forward signature of the module, too.
-        if self.args.label_names is None:
+        if self.args.label_names is None:  # else read from the forward signature of the module
             self.label_names = ["labels"]
-        self._signature_columns: Any = batch_columns(model.network, model.likelihood)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, after the training rows have been counted."""
