@@ -221,12 +221,18 @@ def _calibration(likelihood: Likelihood, predictive: Any, seed: int) -> tuple[Pr
     """Whether it is right, or sure, as often as it says, by what it predicts."""
     found: list[PredictiveCheck | Surprise] = []
     if (choices := likelihood.choices(predictive)) is not None:
-        found += [check_accuracy(choices, seed=seed), check_confidence(choices, seed=seed)]
+        accuracy = replace(check_accuracy(choices, seed=seed), names=(f"all {chosen(likelihood)}",))
+        found += [accuracy, check_confidence(choices, seed=seed)]
     if (numbers := likelihood.numbers(predictive)) is not None:
         found.append(check_intervals(numbers, seed=seed))
     if (texts := likelihood.texts(predictive)) is not None:
         found.append(check_surprise(texts))
     return tuple(found)
+
+
+def chosen(likelihood: Likelihood) -> str:
+    """What is right or wrong where a likelihood makes choices."""
+    return {(): "rows", ("token",): "words", ("label",): "labels"}.get(likelihood.label_dims, "choices")
 
 
 def _ranks(likelihood: Likelihood, predictive: Any, seed: int) -> LooPit | None:

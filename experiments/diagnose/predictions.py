@@ -6,7 +6,7 @@ import textwrap
 import torch
 
 from bayes_lora.experiments.diagnose import plots as diagnostic_plots
-from bayes_lora.experiments.diagnose.diagnosis import Diagnosis
+from bayes_lora.experiments.diagnose.diagnosis import Diagnosis, chosen
 from bayes_lora.experiments.diagnose.measures import Interval, intervals
 from bayes_lora.experiments.reports import plots
 from bayes_lora.experiments.reports.page import Picture, Section, TableData
@@ -16,7 +16,6 @@ from bayes_lora.metrics.labels import known_labels
 from bayes_lora.metrics.regression import QUANTILES
 from bayes_lora.metrics.titles import title_of
 from bayes_lora.metrics.uncertainty import risk_coverage_curve, uncertainty_scores
-from bayes_lora.models import Likelihood
 
 _SHOWN_ROWS = 5  # most and least certain ones
 _SHOWN_TEXT = 400  # characters of a row's text
@@ -105,7 +104,7 @@ def _of_choices(diagnosis: Diagnosis, compared: dict[str, Prediction]) -> list[P
     for name, prediction in compared.items():
         wrong = prediction.mean_probs.argmax(-1) != known_labels(prediction.labels)
         curves[name] = risk_coverage_curve(uncertainty_scores(prediction)["max_prob"], wrong)
-    what = "labels" if "label" in likelihood.label_dims else _choosers(likelihood)
+    what = chosen(likelihood)
     pictures.append(
         Picture(
             "risk_coverage",
@@ -115,11 +114,6 @@ def _of_choices(diagnosis: Diagnosis, compared: dict[str, Prediction]) -> list[P
         )
     )
     return pictures
-
-
-def _choosers(likelihood: Likelihood) -> str:
-    """What has a class, or classes."""
-    return "words" if "token" in likelihood.label_dims else "rows"
 
 
 def labels_drawn(diagnosis: Diagnosis) -> Section | None:
@@ -142,10 +136,11 @@ def labels_drawn(diagnosis: Diagnosis) -> Section | None:
         )
     if diagnosis.labels is not None and likelihood.choices(diagnosis.predictive) is not None:
         names = task.family.class_names(task.label_names, diagnosis.predictive.logits.shape[-1])
+        of = "words" if "token" in likelihood.label_dims else "rows"
         pictures.append(
             Picture(
                 "label_rates",
-                diagnostic_plots.label_rates(names, diagnosis.labels, f"share of the {_choosers(likelihood)} (%)"),
+                diagnostic_plots.label_rates(names, diagnosis.labels, f"share of the {of} (%)"),
                 "Observed share of each label beside the interval of labels drawn from the posterior predictive.",
                 "A cross outside its interval is a mix of labels that the model does not expect.",
             )
