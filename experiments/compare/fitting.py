@@ -17,6 +17,7 @@ from bayes_lora.experiments.compare.study import EncodedRows, Study
 from bayes_lora.experiments.networks.base_models import BaseModel, load_base_model
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.experiments.tasks.tasks import Task
+from bayes_lora.files import write_json
 from bayes_lora.inference import FitOptions, FitResult, Predictor, checkpoint_states
 from bayes_lora.inference.finetuning.lora import add_lora
 from bayes_lora.inference.finetuning.point_files import DESCRIPTION_FILE, load_trained, save_trained
@@ -26,6 +27,9 @@ from bayes_lora.precision import mixed_precision
 from bayes_lora.randomness import Part, seeded
 
 POINT, CHECKPOINTS = "map", "checkpoints"
+HISTORY_FILE = "history.json"
+"""Of a training, beside its cost: the entries of `FitResult.history`."""
+
 _TRAINED = "trained"
 _NUM_CHECKPOINTS = 10  # of a point estimate, over its whole training
 
@@ -137,6 +141,7 @@ class Fitting:
         if (folder / COST_FILE).is_file():  # it was trained before, and only loaded now
             return Cost.read(folder)
         cost = replace(training.cost, seconds=result.seconds)
+        write_json(folder / HISTORY_FILE, result.history)
         cost.write(folder)
         return cost
 

@@ -109,7 +109,7 @@ def reliability_panels(predictions: Mapping[str, Sequence[tuple[Tensor, Tensor]]
         sizes = [10 + 110 * line.count / len(labels) for line in table]
         axes.scatter(confidence, accuracy, s=sizes, color=COLOURS[0], zorder=3)
         error = 100 * math.fsum(expected_calibration_error(*one) for one in of_seeds) / len(of_seeds)
-        axes.set_title(f"{_wrapped(name)}\nECE {error:.1f} %", fontsize=9)
+        axes.set_title(f"{wrapped(name)}\nECE {error:.1f} %", fontsize=9)
         axes.set(xlim=(max(0.0, least - 0.03), 1.02), ylim=(-0.02, 1.02))
         axes.tick_params(labelbottom=position + columns >= len(predictions))  # the lowest of its column
     for axes in grid[len(predictions) :]:
@@ -194,7 +194,7 @@ def overview(panels: Mapping[str, Mapping[str, tuple[float, float]]], better: Ma
         axes.errorbar(means, places, xerr=np.nan_to_num(halves), fmt="o", color=colour, capsize=3, markersize=5)
         axes.grid(axis="x", color="#dddddd")
         axes.set(title=f"{title} ({'more' if better[title] else 'less'} is better)")
-    grid[0].set_yticks(range(len(names)), [_wrapped(name) for name in names], fontsize=9)
+    grid[0].set_yticks(range(len(names)), [wrapped(name) for name in names], fontsize=9)
     grid[0].invert_yaxis()
     return figure
 
@@ -293,7 +293,7 @@ def _with_names_below(names: Iterable[str], height: float) -> tuple[Figure, Axes
     return *_figure(max(_WIDTH, columns * widest), height + 0.2 * lines), columns
 
 
-def _wrapped(name: str, width: int = 30) -> str:
+def wrapped(name: str, width: int = 30) -> str:
     """A method's name on as many lines as it needs, broken before an option or a suffix."""
     lines = [""]
     for part in re.split(r"(?<=[\[,])|(?=\+)", name):

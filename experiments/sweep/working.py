@@ -5,7 +5,6 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from os import getpid
 from pathlib import Path
@@ -14,14 +13,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bayes_lora.experiments.compare.fitting import HISTORY_FILE
 from bayes_lora.experiments.compare.report import scores
 from bayes_lora.experiments.compare.running import run_study
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.experiments.sweep.cells import Cell
 from bayes_lora.experiments.sweep.queue import Queue
+from bayes_lora.files import write_file
 
-CELLS = "cells"
-"""Folder of the studies of cells within that of a sweep."""
+CELLS, TRAINED = "cells", "trained"
+"""Folders: of the studies of cells within that of a sweep, and of what was trained within that of a study."""
 
 # Between looks for cells that a dead worker had.
 _POLL_SECONDS = 2.0
@@ -84,9 +85,16 @@ class Work:
             "value": _value(found.values()),
         }
         if not failed and not self.keep_trained:
-            with suppress(OSError):
-                shutil.rmtree(folder / "trained")
+            keep_histories(folder / TRAINED)
         return report, failed
+
+
+def keep_histories(trained: Path) -> None:
+    """Remove what a cell has trained, but for how its losses fell."""
+    found = {path: path.read_bytes() for path in trained.rglob(HISTORY_FILE)}
+    shutil.rmtree(trained, ignore_errors=True)
+    for path, history in found.items():
+        write_file(path, history)
 
 
 def plain(numbers: dict[str, float]) -> dict[str, float | None]:
