@@ -50,6 +50,7 @@ NOT_RUN = {
     "own-rows.md: bayes-lora fit",
     "quantized.md: python",
     "speed.md: bayes-lora bench",
+    "sweep.md: bayes-lora sweep",
 }
 
 

@@ -92,7 +92,7 @@ def along(axis: str, values: Sequence[object], grids: Mapping[str, MethodGrid]) 
             known = [place for place, of in found.items() if of]
             middle = np.array([np.median(found[place]) for place in known])
             low, high = (np.array([end(found[place]) for place in known]) for end in (min, max))
-            shift = 0.5 * (index / max(1, len(moving) - 1) - 0.5) if len(moving) > 1 else 0.0
+            shift = 0.3 * (index / max(1, len(moving) - 1) - 0.5) if len(moving) > 1 else 0.0
             axes.errorbar(
                 np.array(known) + shift,
                 middle,

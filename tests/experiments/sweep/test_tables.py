@@ -23,7 +23,7 @@ from tests.experiments.commands import run
 def test_results_are_one_row_for_each_method_point_and_seed(finished: Path) -> None:
     found = read_results(finished)
     assert Counter(row.method for row in found.rows) == {
-        **dict.fromkeys(("map", "lora[weight_decay=10]"), 3 * 2),
+        **dict.fromkeys(("map", "base_rate"), 3 * 2),
         **dict.fromkeys(("monteclora", "monteclora+mean"), 3 * 2 * 2),
     }
     assert len({(row.method, row.place) for row in found.rows}) == len(found.rows)
@@ -60,7 +60,7 @@ def test_differences_are_over_the_cells_that_both_have(finished: Path) -> None:
     found = differences_of(read_results(finished), ["map", "monteclora+mean"])
     pairs = {(line.method, line.minus): line.cells for line in found}
     # Along an axis of its own a method has no cell in common with one that has none.
-    assert pairs == {("lora[weight_decay=10]", "map"): 6, ("monteclora", "monteclora+mean"): 12}
+    assert pairs == {("base_rate", "map"): 6, ("monteclora", "monteclora+mean"): 12}
     with pytest.raises(DataError, match="--reference 'nobody' is none of the methods, map,"):
         differences_of(read_results(finished), ["nobody"])
 
@@ -114,13 +114,13 @@ def test_the_command_lines(finished: Path, tmp_path: Path) -> None:
         *("along-learning_rate-mrpc.png", "along-monteclora.sample_scale-mrpc.png"),
     }
     assert json.loads(run("sweep", "--status", finished, "--json").stdout) == {
-        "cells": {"mrpc": {"done": 24}},
+        "cells": {"mrpc": {"done": 18}},
         "failed": {},
     }
     assert read_status(finished).left == 0
     assert list(grids_of(read_results(finished))["mrpc"]) == [
         "map",
-        "lora[weight_decay=10]",
+        "base_rate",
         "monteclora",
         "monteclora+mean",
     ]
