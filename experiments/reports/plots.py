@@ -42,8 +42,8 @@ def loss_terms(history: Sequence[Mapping[str, float]]) -> Figure:
         values = [entry[term] for entry in history]
         axes.plot(steps, values, label=_TERM_NAMES[term], color=colour, marker="o", markersize=2.5)
     # Densities of numbers may be above 1, and their logarithms of any sign.
-    positive = all(entry[term] > 0 for entry in history for term in terms)
-    axes.set_yscale("log" if positive else "symlog")
+    negative = any(entry[term] < 0 for entry in history for term in terms)
+    axes.set_yscale("symlog" if negative else "log")
     axes.set(xlabel="optimizer step", ylabel="contribution to the loss (nats per observation)")
     axes.set_title("Loss terms, each as it is weighted in the loss")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

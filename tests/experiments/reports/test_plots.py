@@ -53,7 +53,16 @@ def test_loss_terms() -> None:
         assert_allclose(np.asarray(drawn[label]), [[entry["step"], entry[term]] for entry in history])
     assert axes.get_yscale() == "log"
     assert axes.get_xlabel() == "optimizer step"
-    assert axes.get_ylabel() == "contribution to the loss (nats per example)"
+    assert axes.get_ylabel() == "contribution to the loss (nats per observation)"
+
+
+def test_loss_terms_below_0_are_seen() -> None:
+    """A density may be above 1."""
+    history = [{"step": step, "loss": 0.0, "nll": 1.0 - step, "kl_normal": 0.1} for step in (1, 2, 3)]
+    (axes,) = plots.loss_terms(history).axes
+    assert axes.get_yscale() == "symlog"
+    low, high = axes.get_ylim()
+    assert low < -2 < 0.1 < high
 
 
 def test_reliability() -> None:

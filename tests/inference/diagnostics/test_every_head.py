@@ -12,12 +12,20 @@ import torch
 import xarray as xr
 from pyro import poutine
 
-from bayes_lora.errors import DataError, LikelihoodError
-from bayes_lora.inference import load_inference_data, predict, save_inference_data, to_inference_data
-from bayes_lora.inference.diagnostics import draws_needed, elpd_held_out, enough_draws, loo, uncertainty_map
+from bayes_lora.errors import ConfigurationError, DataError, LikelihoodError
+from bayes_lora.inference import MCDropout, load_inference_data, predict, save_inference_data, to_inference_data
+from bayes_lora.inference.diagnostics import (
+    check_labels,
+    draws_needed,
+    elpd_held_out,
+    enough_draws,
+    loo,
+    uncertainty_map,
+)
 from bayes_lora.inference.diagnostics.arviz_bridge import arviz, group, group_names
 from bayes_lora.inference.diagnostics.plots import plot_ppc
 from bayes_lora.metrics.monte_carlo_error import error_of_mean
+from bayes_lora.models import LikelihoodNetwork
 from bayes_lora.randomness import stream
 from tests.heads import HEADS, build, rows_of
 
@@ -180,6 +188,19 @@ def test_the_map_is_of_what_draws_disagree_about(name: str, made: dict[str, Any]
     variance = torch.cat([likelihood.averaged(of).var(0, correction=0).flatten(1).sum(-1) for of in predictions])
     assert found.whole.variance == pytest.approx(float(variance.mean()))
     assert not found.flagged
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "language"])
+def test_predictions_say_how_their_draws_belong_together(name: str, made: dict[str, Any]) -> None:
+    model, guide, _ = made[name]
+    designed = predict(model, guide, batches(name), num_samples=4)
+    assert (designed.block_size, designed.joint, designed.kl_temperature) == (4, True, model.config.kl_temperature)
+    assert predict(model, guide, batches(name), num_samples=4, draws="independent").block_size == 1
+    dropped = MCDropout(LikelihoodNetwork(model.network, model.likelihood), probability=0.1)
+    prediction = dropped(batches(name), num_samples=2)
+    assert not prediction.joint
+    with pytest.raises(ConfigurationError, match="draws of each row are independent of those of other rows"):
+        check_labels(prediction, model.likelihood)
 
 
 @EACH
