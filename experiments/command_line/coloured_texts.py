@@ -1,6 +1,6 @@
 """Texts on the terminal, their tokens coloured by how sure the network was of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
@@ -9,7 +9,7 @@ from rich.text import Text
 from bayes_lora.choices import TokenMeasure
 from bayes_lora.experiments.rows.completion_rows import PROMPT
 from bayes_lora.experiments.rows.rows import Row
-from bayes_lora.experiments.runs.writing import prompt_text, token_values
+from bayes_lora.experiments.runs.writing import token_values, visible
 
 # From where on a token has which colour, the strongest last. Colours have their own ink, so that they can be read on
 # light and on dark ground.
@@ -61,7 +61,7 @@ def coloured(row: Row, measure: TokenMeasure) -> Text:
     found = Text()
     for text, value in zip(row["token_texts"], token_values(row, measure), strict=True):
         level = sum(value >= bound for bound in _LEVELS[measure][1])
-        found.append(text, style=_STYLES[level])
+        found.append(visible(text), style=_STYLES[level])
     return found
 
 
@@ -85,5 +85,12 @@ def answer_lines(row: Row) -> list[str]:
     ]
     clusters: dict[int, list[str]] = {}
     for answer in answers:
-        clusters.setdefault(answer["cluster"], []).append(" ".join(answer["text"].split()))
+        clusters.setdefault(answer["cluster"], []).append(visible(" ".join(answer["text"].split())))
     return found + [f"{len(texts):4d} x {texts[0]}" for _, texts in sorted(clusters.items())]
+
+
+def prompt_text(prompt: str | Sequence[Mapping[str, str]]) -> str:
+    """The prompt as people read it."""
+    if isinstance(prompt, str):
+        return visible(prompt)
+    return visible("\n".join(f"{message['role']}: {message['content']}" for message in prompt))

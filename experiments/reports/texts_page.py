@@ -9,7 +9,7 @@ from bayes_lora.choices import TokenMeasure
 from bayes_lora.experiments.reports.page import Section, rendered
 from bayes_lora.experiments.rows.completion_rows import COMPLETION, PROMPT
 from bayes_lora.experiments.rows.rows import Row
-from bayes_lora.experiments.runs.writing import token_values
+from bayes_lora.experiments.runs.writing import token_values, visible
 from bayes_lora.files import write_file
 
 MEASURES: tuple[TokenMeasure, ...] = get_args(TokenMeasure)
@@ -61,6 +61,7 @@ def _full(rows: Sequence[Row], measure: TokenMeasure) -> float:
 def _text(row: Row, mark: str, full: Mapping[TokenMeasure, float]) -> dict[str, Any]:
     """What the template shows of a row."""
     prompt = row[PROMPT]
+    messages = [{"role": "", "content": prompt}] if isinstance(prompt, str) else prompt
     shades = {
         measure: [min(max(value / full[measure], 0.0), 1.0) for value in token_values(row, measure)]
         for measure in MEASURES
@@ -68,7 +69,7 @@ def _text(row: Row, mark: str, full: Mapping[TokenMeasure, float]) -> dict[str, 
     columns = ("token_texts", "token_log_probs", "total_entropy", "aleatoric_entropy", "mutual_information")
     tokens = [
         {
-            "text": text,
+            "text": visible(text),
             "log_prob": log_prob,
             "probability": math.exp(log_prob),
             "total": total,
@@ -83,7 +84,7 @@ def _text(row: Row, mark: str, full: Mapping[TokenMeasure, float]) -> dict[str, 
     count = len(tokens)
     return {
         "mark": mark,
-        "messages": [{"role": "", "content": prompt}] if isinstance(prompt, str) else prompt,
+        "messages": [{**message, "content": visible(message["content"])} for message in messages],
         "expected": row.get(COMPLETION),
         "tokens": tokens,
         "finished": row["finished"],
@@ -99,7 +100,7 @@ def _answers(row: Row) -> dict[str, Any]:
     clusters: dict[int, dict[str, int]] = {}
     for answer in row["answers"]:
         wordings = clusters.setdefault(answer["cluster"], {})
-        text = answer["text"].strip()
+        text = visible(answer["text"].strip())
         wordings[text] = wordings.get(text, 0) + 1
     count = len(row["answers"])
     return {

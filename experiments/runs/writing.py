@@ -13,13 +13,17 @@ from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.runs.runs import Run
 from bayes_lora.experiments.tasks.tasks import Task
 from bayes_lora.inference import Answers, Generation, Sampling, by_embedding, by_relation, generate, generate_answers
-from bayes_lora.inference.generation.prompt_tokens import Message
 from bayes_lora.inference.generation.semantic_entropy import Clustering
 from bayes_lora.inference.generation.token_texts import token_texts
 
 # What rows say of a text and of its independent answers, beside the columns of the task's family.
 _OF_A_TEXT = ("text", "finished", "token_texts")
 _OF_ANSWERS = ("answers", "agreement", "predictive_entropy", "semantic_entropy", "discrete_semantic_entropy")
+
+_SIGNS = {
+    **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(127, 160), "\N{REPLACEMENT CHARACTER}"),
+}
 
 
 @dataclass(frozen=True)
@@ -170,11 +174,9 @@ def token_values(row: Row, measure: TokenMeasure) -> list[float]:
     return list(row["total_entropy" if measure == "entropy" else "mutual_information"])
 
 
-def prompt_text(prompt: str | Sequence[Message]) -> str:
-    """The prompt as people read it."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+def visible(text: str) -> str:
+    """Control characters but line breaks and tabs as signs for them, so that nothing obeys what a network wrote."""
+    return text.translate(_SIGNS)
 
 
 def clustering_of(same: SameAnswers) -> Clustering:

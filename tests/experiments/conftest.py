@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from bayes_lora.experiments.networks.base_models import resolve_base_model
@@ -57,6 +58,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("decoder")
     tokenizer = byte_pairs()
     tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
     build_llama(vocab_size=len(tokenizer), max_positions=512).save_pretrained(folder)
     return str(folder)
 

@@ -14,6 +14,7 @@ from bayes_lora.experiments.command_line.coloured_texts import coloured, legend
 from bayes_lora.experiments.rows.completion_rows import with_prompts
 from bayes_lora.experiments.rows.rows import Row, read_rows, write_jsonl
 from bayes_lora.experiments.runs.runs import load_run
+from bayes_lora.experiments.runs.writing import visible
 from bayes_lora.inference import Sampling, generate, generate_answers
 from tests.experiments.commands import run
 
@@ -146,7 +147,7 @@ def test_the_page_stands_alone_and_shows_every_token(writer: Path, tmp_path: Pat
         last = row["num_tokens"] - 1
         for index, (text, *numbers) in enumerate(zip(*(row[name] for name in columns), strict=True)):
             seen, values = next(shown)
-            assert seen == ("end" if row["finished"] and index == last else text.replace("\n", "↵\n"))
+            assert seen == ("end" if row["finished"] and index == last else visible(text).replace("\n", "↵\n"))
             assert values == pytest.approx(numbers, abs=6e-4, rel=1e-3)
     assert next(shown, None) is None
 
@@ -189,6 +190,12 @@ def row_of(entropies: list[float]) -> dict[str, Any]:
     count = len(entropies)
     each = {"token_texts": ["a", " [b]", "\n", " c"][:count], "token_log_probs": [math.log(0.4)] * count}
     return {**each, "total_entropy": entropies, "mutual_information": [0.0, 0.02, 0.06, 0.3][:count]}
+
+
+def test_what_a_network_wrote_is_shown_and_not_obeyed() -> None:
+    assert visible("a\tb\n\x1b[2J\r\x00\x9b") == "a\tb\n␛[2J␍␀�"
+    row = {**row_of([0.0]), "token_texts": ["\x1b[31mred"]}
+    assert coloured(row, "entropy").plain == "␛[31mred"
 
 
 def test_colours_say_what_the_legend_says() -> None:
