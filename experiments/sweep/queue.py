@@ -67,7 +67,8 @@ class Queue:
         """
         with self.storage.claiming():
             trials = self.storage.trials()
-            self._bury(trials)
+            if self._bury(trials):
+                trials = self.storage.trials()
             for trial in trials:
                 if trial.state != TrialState.WAITING or trial.user_attrs.get(CELL) not in self.cells:
                     continue
@@ -123,8 +124,8 @@ class Queue:
                 found[cell] = trial
         return found
 
-    def _bury(self, trials: Sequence[FrozenTrial]) -> None:
-        """Cells whose workers were not heard of for too long wait again."""
+    def _bury(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Cells whose workers were not heard of for too long wait again; whether there were any."""
         now, dead = time.monotonic(), []
         for trial in trials:
             if trial.state != TrialState.RUNNING:
@@ -143,6 +144,7 @@ class Queue:
         # Also those whose trial somebody buried and did not live to replace.
         lost = [id for id in self.cells if not live.get(id) and not self._was_reported(trials, id)]
         self._add(lost)
+        return bool(lost)
 
     def _was_reported(self, trials: Sequence[FrozenTrial], id: str) -> bool:
         """Whether a cell failed by itself: that is not repeated before somebody gives the command again."""
