@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from threading import Event, Thread
 from typing import Any
 
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from bayes_lora.experiments.sweep.cells import Cell
@@ -203,4 +203,5 @@ class Alive:
         with suppress(UpdateFinishedTrialError):
             while not self._over.wait(self._queue.beat_seconds):
                 beat += 1
-                backend.set_trial_user_attr(self._claim.trial_id, BEAT, beat)
+                with suppress(StorageInternalError):  # a server that is away for a moment
+                    backend.set_trial_user_attr(self._claim.trial_id, BEAT, beat)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bayes_lora.errors import RunExistsError
 from bayes_lora.experiments.compare.fitting import HISTORY_FILE
 from bayes_lora.experiments.compare.report import scores
 from bayes_lora.experiments.compare.running import run_study
@@ -75,9 +76,11 @@ class Work:
             results = run_study(cell.study(self.data_dir), cell.methods, folder, console=quiet, device=self.device)
             found = {method: of_seeds[cell.seed] for method, of_seeds in scores(results).items()}
             failed = {method.label: why for (method, _), why in results.failed.items()}
-        except OSError:
-            raise  # a full disk fails every cell alike
         except Exception as error:
+            # A full disk, or a base model that is not there, fails every cell alike. That somebody who was taken for
+            # dead is still at work in the folder does not: the same command, given later, finds the cell done.
+            if isinstance(error, OSError) and not isinstance(error, RunExistsError):
+                raise
             found, failed = {}, {method.label: f"{type(error).__name__}: {error}" for method in cell.methods}
         report = {
             "scores": {method.label: plain(numbers) for method, numbers in found.items()},

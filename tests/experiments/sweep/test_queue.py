@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bayes_lora.errors import ConfigurationError
+from bayes_lora.experiments.runs.study_folder import only_one
 from bayes_lora.experiments.sweep.cells import cells_of
 from bayes_lora.experiments.sweep.queue import CELL, Queue
 from bayes_lora.experiments.sweep.recipe import read_recipe
@@ -14,6 +15,7 @@ from bayes_lora.experiments.sweep.results import rows_in
 from bayes_lora.experiments.sweep.running import run_sweep
 from bayes_lora.experiments.sweep.status import Status
 from bayes_lora.experiments.sweep.storage import open_storage
+from bayes_lora.experiments.sweep.working import Work
 from tests.experiments.commands import run
 from tests.experiments.compare.studies import QUIET
 from tests.experiments.sweep.sweeps import make_sweep, without_costs, write_recipe
@@ -103,3 +105,14 @@ def test_what_the_command_needs(tmp_path: Path) -> None:
         run("sweep")
     with pytest.raises(ConfigurationError, match="--status runs nothing, so --out would do nothing"):
         run("sweep", "--status", tmp_path, "--out", tmp_path)
+
+
+def test_a_folder_in_which_somebody_is_at_work_is_left_alone(
+    base: str, data_dir: Path, tmp_path: Path, empty_queue: Queue
+) -> None:
+    recipe = read_recipe(str(write_recipe(tmp_path, base, TWO)), None, data_dir)
+    (cell, _), work = cells_of(recipe), Work(empty_queue, tmp_path)
+    assert work.do(cell)[1] == {}
+    with only_one(tmp_path / "cells" / cell.id):
+        _, failed = work.do(cell)
+    assert failed["base_rate"].startswith("RunExistsError: another process works on")
