@@ -29,7 +29,7 @@ VERDICTS = ("works", "refused")
 # What nobody has tried, and why.
 NOT_TRIED: dict[str, dict[str, str]] = {
     "head": {
-        "multiple choice, extractive question answering": "no likelihood for their outputs",
+        "extractive question answering": "no likelihood for their outputs",
     },
     "adapter": {
         '`init_lora_weights="loftq"`': "peft 0.21.2 computes it on a GPU only",

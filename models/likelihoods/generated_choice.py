@@ -71,7 +71,7 @@ class GeneratedChoice(ClassLikelihood):
             answer="an option",
             label="option",
             shown=("prediction.mean_probs[:, :2])  # (example, option): how often draws of the posterior wrote it",),
-            point="tokenizer.decode(network.generate(**question, max_new_tokens=16)[0]))",
+            point="tokenizer.decode(network.generate(question['input_ids'], max_new_tokens=16)[0]))",
             num_outputs=0,
             batch=(
                 'question = tokenizer("Is ice cold? answer1: yes, answer2: no.", return_tensors="pt")',

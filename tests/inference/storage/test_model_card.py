@@ -17,7 +17,7 @@ import bayes_lora as bl
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference import CardFacts, MonteCLoRAGuide, load_posterior, predict, save_posterior
 from bayes_lora.inference.storage.model_card import located_card, write_card
-from bayes_lora.models import BayesianLoRA, CausalLanguageModel
+from bayes_lora.models import BayesianLoRA, CausalLanguageModel, GeneratedChoice, Likelihood, MultipleChoice
 from tests.networks import build_llama, build_network, build_pair
 from tests.posteriors import build_saved
 
@@ -196,23 +196,33 @@ def test_the_code_runs(tmp_path: Path, texts: tuple[str, ...], capsys: pytest.Ca
     assert "tensor" in capsys.readouterr().out
 
 
-def test_the_code_of_a_language_model_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+# What the card says of the task, and the shape of what its code predicts.
+DECODERS: dict[str, tuple[Likelihood, str, str, tuple[int, ...]]] = {
+    "language": (CausalLanguageModel(), "a completion for text", "log_density", (1,)),
+    "choice": (MultipleChoice(), "an option for text", "mean_probs", (1, 2)),
+    "written": (GeneratedChoice(max_new_tokens=2), "an option for text", "mean_probs", (1, 27)),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_code_of_a_language_model_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    likelihood, task, shown, shape = DECODERS[name]
     base, folder = tmp_path / "base", tmp_path / "run"
     tokenizer = AutoTokenizer.from_pretrained(str(get_model_path()))
     tokenizer.save_pretrained(base)
-    network = build_llama(vocab_size=len(tokenizer))
+    network = build_llama(vocab_size=len(tokenizer), max_positions=64)
     network.save_pretrained(base)
     lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
-    model = BayesianLoRA(peft.get_peft_model(network, lora), bl.MonteCLoRAConfig(), CausalLanguageModel())
+    model = BayesianLoRA(peft.get_peft_model(network, lora), bl.MonteCLoRAConfig(), likelihood)
     save_posterior(model, MonteCLoRAGuide(model), folder, card=CardFacts(base_model="owner/base", task="rows"))
     card: Any = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "text-generation"
-    assert "The task is rows: a completion for text." in card.text
+    assert f"The task is rows: {task}." in card.text
     text = located_card((folder / "README.md").read_text(encoding="utf-8"), str(folder)).replace(
         "owner/base", str(base)
     )
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(compile(block, "README.md", "exec"), names)
-    assert names["prediction"].log_density.shape == (1,)
+    assert getattr(names["prediction"], shown).shape == shape
     assert "tensor" in capsys.readouterr().out
