@@ -16,6 +16,7 @@ from bayes_lora.randomness import seeded
 
 Batch = dict[str, Tensor]
 Shape = Literal["base", "deep", "roberta"]
+DECODER = "smollm2"  # of suites about language models, whatever the base model of the others
 _SEED = 0
 _CPU = torch.device("cpu")
 

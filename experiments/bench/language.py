@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bayes_lora.config import MonteCLoRAConfig
+from bayes_lora.experiments.bench.cases import DECODER
 from bayes_lora.experiments.bench.contenders import Entrant
 from bayes_lora.experiments.bench.timing import Turn
 from bayes_lora.experiments.networks.base_models import load_base_model
@@ -20,7 +21,6 @@ from bayes_lora.inference.predictors.predictor import evaluation_mode
 from bayes_lora.models import BayesianLoRA, CausalLanguageModel
 from bayes_lora.randomness import seeded
 
-BASE_MODEL = "smollm2"
 ALONE = Entrant("lora", "PEFT LoRA, greedy")
 _SEED = 0
 
@@ -66,7 +66,7 @@ class Decode:
         Raises:
             BaseModelError: SmolLM2's package is not installed.
         """
-        base = load_base_model(BASE_MODEL, (), "language_model").network
+        base = load_base_model(DECODER, (), "language_model").network
         targets = lora_targets(base, "attention")
         with seeded(_SEED, torch.device("cpu")):
             network: Any = peft.get_peft_model(

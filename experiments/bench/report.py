@@ -47,6 +47,7 @@ TITLES = {
     "draws": "A posterior draw",
     "predict": "Prediction under one draw, against a forward pass of the plain adapter",
     "language": "A text that several draws write together, against the plain adapter's own; SmolLM2",
+    "choices": "A question's options, against one of them alone; SmolLM2",
     "laplace": "A batch of a Laplace fit, against a training step",
     "gradients": "Variance of a stochastic gradient, and variance x time",
     "gpu": "RoBERTa-base's shape on a GPU",

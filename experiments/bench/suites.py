@@ -11,7 +11,8 @@ from rich.console import Console
 
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import BaseModelError, ConfigurationError
-from bayes_lora.experiments.bench.cases import Case, loaded_base
+from bayes_lora.experiments.bench.cases import DECODER, Case, loaded_base
+from bayes_lora.experiments.bench.choices import APART, ONE, SHARED, Question
 from bayes_lora.experiments.bench.contenders import (
     DORA,
     TRAINING,
@@ -25,7 +26,7 @@ from bayes_lora.experiments.bench.contenders import (
     sampling_and_kl,
 )
 from bayes_lora.experiments.bench.gradients import gradient_noise, objectives
-from bayes_lora.experiments.bench.language import ALONE, BASE_MODEL, Decode, entrant, rows_entrant, turn
+from bayes_lora.experiments.bench.language import ALONE, Decode, entrant, rows_entrant, turn
 from bayes_lora.experiments.bench.memory import Memory, measure_apart, watched
 from bayes_lora.experiments.bench.results import Record, Results
 from bayes_lora.experiments.bench.timing import Key, Turn, least_squares, median_interval, race, ratio_interval
@@ -112,8 +113,8 @@ def run_bench(bench: Bench, suites: Sequence[str], on_suite: Callable[[Results],
     for suite in suites:
         if suite == "gpu" and not torch.cuda.is_available():
             results.not_measured[suite] = "no CUDA device is present, so nothing is claimed about GPUs"
-        elif suite == "language" and not language_is_there():
-            results.not_measured[suite] = "SmolLM2 is not installed, see docs/language-models.md"
+        elif suite in ("language", "choices") and not decoder_is_there():
+            results.not_measured[suite] = f"{DECODER} is not installed, see docs/language-models.md"
         else:
             results.records += SUITES[suite](bench)
         growth = [r for r in results.of("adapters") if r.contender == SAMPLING]
@@ -124,10 +125,10 @@ def run_bench(bench: Bench, suites: Sequence[str], on_suite: Callable[[Results],
     return results
 
 
-def language_is_there() -> bool:
-    """Whether the model of the suite `language` can be loaded."""
+def decoder_is_there() -> bool:
+    """Whether the model of the suites `language` and `choices` can be loaded."""
     try:
-        resolve_base_model(BASE_MODEL)
+        resolve_base_model(DECODER)
     except BaseModelError:
         return False
     return True
@@ -289,6 +290,17 @@ def _language(bench: Bench) -> list[Record]:
     ]
 
 
+def _choices(bench: Bench) -> list[Record]:
+    """Options that share their question, against one option alone."""
+    case = Question(DECODER, 8, 2, 2) if bench.quick else Question(DECODER)
+    seconds = bench.race("choices", case.turns())
+    references = {ONE.name: seconds[ONE.name]}
+    return [
+        _record("choices", case.described(), who, "prediction", seconds[who.name], references)
+        for who in (ONE, APART, SHARED)
+    ]
+
+
 def _laplace(bench: Bench) -> list[Record]:
     """A batch of a Laplace fit, against a training step of the plain adapter."""
     case = bench.case(*bench.middle)
@@ -353,6 +365,7 @@ SUITES: dict[str, Callable[[Bench], list[Record]]] = {
     "draws": _draws,
     "predict": _predict,
     "language": _language,
+    "choices": _choices,
     "laplace": _laplace,
     "gradients": _gradients,
     "gpu": _gpu,

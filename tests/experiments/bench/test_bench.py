@@ -12,6 +12,7 @@ import torch
 from bayes_lora.errors import BenchError, ConfigurationError, DataError
 from bayes_lora.experiments.bench import contenders
 from bayes_lora.experiments.bench.cases import Case, loaded_base, lora_network, target_paths
+from bayes_lora.experiments.bench.choices import Question
 from bayes_lora.experiments.bench.contenders import (
     PEFT_MOST_COMPONENTS,
     TRAINING,
@@ -25,11 +26,26 @@ from bayes_lora.experiments.bench.results import read_results
 from bayes_lora.experiments.bench.suites import Bench, run_bench
 from bayes_lora.files import write_json
 from bayes_lora.inference import fit_network
+from bayes_lora.models.likelihoods.option_passes import OPTIONS
 from tests.experiments.commands import run
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 COMMITTED = ROOT / "experiments" / "results" / "bench-cpu.json"
-SUITES = ["steps", "components", "rank", "adapters", "dora", "memory", "draws", "predict", "language", "gradients"]
+SUITES = [
+    *(
+        "steps",
+        "components",
+        "rank",
+        "adapters",
+        "dora",
+        "memory",
+        "draws",
+        "predict",
+        "language",
+        "choices",
+        "gradients",
+    )
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +104,9 @@ def test_draws_that_write_together_are_compared_with_the_plain_adapter(measured:
 
 def test_without_smollm2_nothing_is_claimed_about_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bayes_lora.experiments.networks.smollm2.find_spec", lambda name: None)
-    results = run_bench(Bench(quick=True, rounds=2), ["language"])
+    results = run_bench(Bench(quick=True, rounds=2), ["language", "choices"])
     assert not results.records
-    assert "SmolLM2 is not installed" in results.not_measured["language"]
+    assert all("smollm2 is not installed" in results.not_measured[suite] for suite in ("language", "choices"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is reported without a CUDA device")
@@ -172,6 +188,17 @@ def test_the_check_on_the_command_line(measured: tuple[Path, Any], tmp_path: Pat
     write_json(tmp_path / "better.json", better.to_json())
     with pytest.raises(BenchError, match="ratios are more than 10% worse"):
         run("bench", "--from", same, "--check", tmp_path / "better.json")
+
+
+def test_options_come_out_the_same_with_and_without_a_question_of_their_own(decoder: str) -> None:
+    """What the suite `choices` times is one and the same thing."""
+    case = Question(decoder, tokens=8, options=3, option_tokens=4)
+    options = case.batch[OPTIONS][0]
+    with torch.no_grad():
+        shared = case.model.network_logits(case.batch)[0]
+        torch.testing.assert_close(case.alone(options), shared, rtol=1e-5, atol=1e-5)
+    assert all(turn(1) > 0 for turn in case.turns().values())
+    assert case.described()["options"] == 3
 
 
 def test_a_check_measures_what_the_file_has(base: str, tmp_path: Path) -> None:
