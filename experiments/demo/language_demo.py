@@ -165,7 +165,10 @@ class _Asked:
     def metrics(self) -> dict[str, Any]:
         """Accuracy, and AUROCs of each score; None where all answers are right, or wrong."""
         found: dict[str, Any] = {"accuracy": self.right.double().mean().item()}
+        assert self.texts.log_probs is not None
         for score in _SCORES:
+            if score == "mutual information" and len(self.texts.log_probs) == 1:
+                continue  # one network, which cannot disagree with itself
             values = {name: auroc(*told) for name, told in self.told(score).items()}
             found[score] = {name: None if math.isnan(value) else value for name, value in values.items()}
         return found
@@ -203,7 +206,7 @@ def _what(config: RunConfig, questions: Questions) -> Section:
             "Capitals of countries and of states, and symbols of chemical elements. "
             f"{config.base_model} learned from {len(questions.train)} questions, {config.training.epochs} times each. "
             f"It was asked {len(questions.answerable)} others, and {len(questions.unanswerable)} about things that "
-            "are made up: nobody can answer these, and it learned from none of their kind. Once as plain LoRA, "
+            "are made up: nobody can answer these, and it learned from none such. Once as plain LoRA, "
             "once with the MonteCLoRA posterior over the LoRA-A matrices (sample scale "
             f"{config.posterior.sample_scale:g}), whose {config.num_samples} draws write each answer together.",
         ),
@@ -213,9 +216,7 @@ def _what(config: RunConfig, questions: Questions) -> Section:
 def _how_good(asked: Mapping[str, _Asked], metrics: Mapping[str, Mapping[str, Any]]) -> Section:
     rows = []
     for name, found in metrics.items():
-        for score in _SCORES:
-            if name == _PLAIN_LORA and score == "mutual information":
-                continue  # one network, which cannot disagree with itself
+        for score in filter(found.__contains__, _SCORES):
             cells = ("-" if value is None else f"{value:.3f}" for value in found[score].values())
             rows.append((f"{name}, {score}", f"{100 * found['accuracy']:.0f}", *cells))
     table = TableData(
@@ -227,6 +228,7 @@ def _how_good(asked: Mapping[str, _Asked], metrics: Mapping[str, Mapping[str, An
     words = [
         _difference(asked, name, what) for name, what in ((_WRONG, "wrong answers"), (_NO_ANSWER, "made-up things"))
     ]
+    words.append("This is one seed on one small task; another may say otherwise.")
     return Section("How well it tells what it does not know", tuple(words), (table,))
 
 
@@ -239,9 +241,8 @@ def _difference(asked: Mapping[str, _Asked], name: str, what: str) -> str:
         return f"Nothing can be said of {what}: all answers are right, or all are wrong."
     verdict = "better than" if found.low > 0 else "worse than" if found.high < 0 else "not clearly different from"
     return (
-        f"At telling {what} by entropy, the posterior is {verdict} plain LoRA: AUROC {found.estimate:+.3f}, with a "
-        f"95 % interval over questions of [{found.low:+.3f}, {found.high:+.3f}]. One seed, one small task: another may "
-        "say otherwise."
+        f"At telling {what} by entropy, the posterior is {verdict} plain LoRA: its AUROC is larger by "
+        f"{found.estimate:+.3f}, with a 95 % interval over questions of [{found.low:+.3f}, {found.high:+.3f}]."
     )
 
 

@@ -27,6 +27,7 @@ def test_the_page_and_the_files_say_the_same(demo: tuple[Path, dict[str, Any]]) 
     out, metrics = demo
     assert json.loads((out / "metrics.json").read_text(encoding="utf-8")) == metrics
     assert set(metrics) == {"plain LoRA", "posterior predictive"}
+    assert "mutual information" not in metrics["plain LoRA"]
     rows = read_rows(out / "answers.jsonl")
     assert ["completion" in row for row in rows] == [True] * 5 + [False] * 5
     entropies = torch.tensor([sum(row["total_entropy"]) / row["num_tokens"] for row in rows], dtype=torch.double)
