@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from bayes_lora.errors import ConfigurationError
+from bayes_lora.experiments.command_line.console import print_whole
 from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.report import Scores, present, table_cells
@@ -55,8 +55,7 @@ def print_scores(found: Scores) -> None:
         table.add_column(Text(column.title), justify="right")
     for method, cells in table_cells(found, columns, "{}*", " ± ").items():
         table.add_row(Text(method.label), str(len(found[method])), *map(Text, cells))
-    # At its own width where the terminal has less: squeezed, the names would go first.
-    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
+    print_whole(table)
 
 
 def as_json_object(results: Results, found: Scores) -> dict[str, Any]:

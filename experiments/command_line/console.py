@@ -18,6 +18,11 @@ def say(line: str) -> None:
     Console().print(Text(line), soft_wrap=True)
 
 
+def print_whole(table: Table) -> None:
+    """A table at its own width where the terminal has less: squeezed, its names would go first."""
+    Console(width=max(Console().width, Console(width=1000).measure(table).maximum)).print(table)
+
+
 # More of them are lines of a table, not columns.
 _MOST_COLUMNS = 4
 

@@ -22,11 +22,10 @@ def tables_command(
     """Say how much a sweep's results move over its cells, method by method, and whether one moves less than another."""
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from bayes_lora.experiments.command_line.console import say
+    from bayes_lora.experiments.command_line.console import print_whole, say
     from bayes_lora.experiments.sweep.published import read_published
     from bayes_lora.experiments.sweep.results import read_results
     from bayes_lora.experiments.sweep.tables import tables_in, write_tables
@@ -43,12 +42,13 @@ def tables_command(
         names = list(dict.fromkeys(line.statistic for line in own))
         table = Table(title=f"{task}: {metric} over cells", title_justify="left")
         for column in ("method", "cells", *names):
-            table.add_column(column.replace("_", " "), justify="left" if column == "method" else "right")
+            side = "left" if column == "method" else "right"
+            table.add_column(column.replace("_", " "), justify=side, no_wrap=True)  # type: ignore[arg-type]
         for method in dict.fromkeys(line.method for line in own):
             of = {line.statistic: line for line in own if line.method == method}
             cells = [f"{of[name].value:.3f}" for name in names]
             table.add_row(Text(method), str(of[names[0]].cells), *cells)
-        Console().print(table)
+        print_whole(table)
     for fault in beside.faults() if beside is not None else ():
         say(f"published: {fault}")
     say(f"In {sweep}: {', '.join(path.name for path in tables_in(sweep))}.")
