@@ -144,8 +144,11 @@ class WrittenChoices(Choices):
     def tokens(
         self, tokenizer: Any, texts: Sequence[Sequence[Any]], labels: Sequence[Any] | None, limit: int
     ) -> dict[str, Any]:
-        """As of `Choices`, with the end of a text behind every answer, and what names each option."""
-        columns = super().tokens(tokenizer, texts, labels, limit - 1)
+        """As of `Choices`, with the end of a text behind every answer, and what names each option; there is room for
+        what will be written."""
+        from bayes_lora.models.likelihoods.generated_choice import WRITTEN_TOKENS
+
+        columns = super().tokens(tokenizer, texts, labels, limit - WRITTEN_TOKENS)
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         answers = columns["option_ids"]
         columns["name_ids"] = [_names(options) for options in answers]

@@ -23,6 +23,8 @@ NAMES = "name_ids"
 """Key of a batch: the tokens by which a written answer names each option, (row, option, token), padded with -100."""
 NONE = 26
 """The class of an answer that names no option; all before it are options, as many as there are letters."""
+WRITTEN_TOKENS = 16
+"""Tokens that are written at most, unless something else is said: more than a short answer takes."""
 # Of what was not written; its probability is the least that there is, and not 0, whose logarithm would be infinite.
 _LEAST = -708.0
 _SURE = 1 - 1e-6  # a probability that all options have together, beyond which that of no option is not differentiable
@@ -49,7 +51,7 @@ class GeneratedChoice(ClassLikelihood):
     one_pass: ClassVar[bool] = False
     rescaled = Likelihood.rescaled  # a frequency of 0 stays 0 at every temperature
 
-    def __init__(self, max_new_tokens: int = 16) -> None:
+    def __init__(self, max_new_tokens: int = WRITTEN_TOKENS) -> None:
         super().__init__()
         require_count("max_new_tokens", max_new_tokens)
         self.max_new_tokens = max_new_tokens

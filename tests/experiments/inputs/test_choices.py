@@ -13,6 +13,7 @@ from bayes_lora.experiments.inputs.choices import Choices
 from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.tasks.encoding import encode
 from bayes_lora.experiments.tasks.tasks import Task
+from bayes_lora.models.likelihoods.generated_choice import WRITTEN_TOKENS
 from tests.small_tokenizers import byte_pairs, sentence_pieces
 
 ROWS: list[Row] = [
@@ -107,6 +108,13 @@ def test_answers_that_are_to_be_written() -> None:
         assert len(name) > 1  # a number alone may stand anywhere
     batch = task("multiple_choice_generated").family.inputs.collate(_padding(tokenizer))([dict(row) for row in data])
     assert batch["name_ids"].shape[:2] == batch["option_ids"].shape[:2] == (2, 3)
+
+
+def test_there_is_room_for_what_will_be_written() -> None:
+    tokenizer = byte_pairs()
+    with pytest.warns(UserWarning, match="1 of 1 rows have more than 84 tokens"):
+        (row,) = encode(task("multiple_choice_generated", max_length=100), ROWS[:1], tokenizer)
+    assert len(row["input_ids"]) + max(WRITTEN_TOKENS, *map(len, row["option_ids"])) <= 100
 
 
 def _padding(tokenizer: Any) -> Any:
