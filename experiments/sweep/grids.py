@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayes_lora.errors import DataError
+from bayes_lora.experiments.compare.columns import COLUMNS
 from bayes_lora.experiments.compare.methods import parse_methods
-from bayes_lora.experiments.compare.report import COLUMNS
 from bayes_lora.experiments.compare.running import EVALUATED, Results
 from bayes_lora.experiments.sweep.results import Finished, Row
 from bayes_lora.experiments.sweep.settings import at_point
@@ -81,7 +81,7 @@ class MethodGrid:
             method = at_point(parse_methods(row.method)[0], row.point)
             folder = self.finished.folder / CELLS / row.about["cell"]
             try:
-                stored = Results(folder, (method,), (row.seed,), False).read(method, row.seed, EVALUATED)
+                stored = Results(folder, (method,), (row.seed,), ()).read(method, row.seed, EVALUATED)
             except DataError:
                 return None
             for metric, of_rows in stored.likelihood.losses(stored.prediction).items():
