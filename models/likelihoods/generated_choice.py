@@ -23,8 +23,8 @@ NAMES = "name_ids"
 """Key of a batch: the tokens by which a written answer names each option, (row, option, token), padded with -100."""
 NONE = 26
 """The class of an answer that names no option; all before it are options, as many as there are letters."""
-WRITTEN_TOKENS = 16
-"""Tokens that are written at most, unless something else is said: more than a short answer takes."""
+WRITTEN_TOKENS = 32
+"""Tokens that are written at most, unless something else is said, as LLM-Adapters has it."""
 # Of what was not written; its probability is the least that there is, and not 0, whose logarithm would be infinite.
 _LEAST = -708.0
 _SURE = 1 - 1e-6  # a probability that all options have together, beyond which that of no option is not differentiable

@@ -112,7 +112,7 @@ def test_answers_that_are_to_be_written() -> None:
 
 def test_there_is_room_for_what_will_be_written() -> None:
     tokenizer = byte_pairs()
-    with pytest.warns(UserWarning, match="1 of 1 rows have more than 84 tokens"):
+    with pytest.warns(UserWarning, match="1 of 1 rows have more than 68 tokens"):
         (row,) = encode(task("multiple_choice_generated", max_length=100), ROWS[:1], tokenizer)
     assert len(row["input_ids"]) + max(WRITTEN_TOKENS, *map(len, row["option_ids"])) <= 100
 
