@@ -145,6 +145,17 @@ class Fitting:
         cost.write(folder)
         return cost
 
+    def new_point(self, way: Way, seed: int) -> PointNetwork:
+        """A network as it is before it is trained in some way, on the device."""
+        base = self.base(seed)
+        likelihood: Likelihood | None = self.likelihood(base.network)
+        if type(likelihood) is Classification:  # the network's own loss
+            likelihood = None
+        start = self.study.options(seed).seed_of(Part.ADAPTERS)
+        point = make_network(way, base.network, base.new_modules, self.study.lora, likelihood=likelihood, seed=start)
+        point.network.to(self.device)
+        return point
+
     def train_point(
         self, way: Way, folder: Path, seed: int, *, keep_checkpoints: bool = False, **changes: Any
     ) -> tuple[PointNetwork, Cost]:
@@ -157,18 +168,12 @@ class Fitting:
             keep_checkpoints: ten of them, instead of none when it is done.
             changes: of the study's training.
         """
-        base = self.base(seed)
         if (folder / _TRAINED / DESCRIPTION_FILE).is_file():
-            point = load_trained(base.network, folder / _TRAINED)
+            point = load_trained(self.base(seed).network, folder / _TRAINED)
             point.network.to(self.device)
             return point, Cost.read(folder)
         options = self.study.options(seed, **changes)
-        start = options.seed_of(Part.ADAPTERS)
-        likelihood: Likelihood | None = self.likelihood(base.network)
-        if type(likelihood) is Classification:  # the network's own loss
-            likelihood = None
-        point = make_network(way, base.network, base.new_modules, self.study.lora, likelihood=likelihood, seed=start)
-        point.network.to(self.device)
+        point = self.new_point(way, seed)
         if keep_checkpoints:
             options = replace(options, save_every=self.checkpoint_every(options), keep_checkpoints=None)
         cost = self.train(partial(fit_point, point), folder, options)

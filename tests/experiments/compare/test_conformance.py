@@ -180,6 +180,13 @@ def test_lora_with_options_is_the_same_training_under_them(fitting: Fitting, eva
     assert size(decayed) < 0.9 * size(same) == 0.9 * size(shared)
 
 
+def test_untrained_is_the_base_model(fitting: Fitting, evaluated: EncodedRows) -> None:
+    (method,) = parse_methods("untrained")
+    found = method.build(fitting, 0).predictor(evaluated.loader()).logits
+    expected = PointEstimate(fitting.base(0).network)(evaluated.loader()).logits
+    assert torch.equal(found, expected)
+
+
 def test_early_stopping_takes_the_best_checkpoint(fitting: Fitting) -> None:
     (method,) = parse_methods("early_stopping")
     fitted = method.build(fitting, 0)
