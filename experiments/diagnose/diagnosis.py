@@ -125,10 +125,12 @@ def diagnose(folder: Path, *, num_samples: int, seed: int, console: Console, dev
     Raises:
         ConfigurationError: a single draw.
         DataError: no finished run there, its rows are missing or damaged.
+        LikelihoodError: its predictions say nothing of how likely labels are.
         PosteriorFileError: its posterior is missing or damaged.
     """
     run = load_run(folder, device)
     task, likelihood = run.config.task, run.model.likelihood
+    likelihood.require_density()
     rows = own_rows(folder, task)
     if any(task.family.label_fault(row.get(task.label_column), task.label_names) for row in rows):
         raise DataError(f"the rows that {folder} was evaluated on have no labels. Diagnose a run with labelled rows.")

@@ -109,7 +109,8 @@ def to_inference_data(
         ConfigurationError: num_samples below 1, a seed out of range, a guide of another model.
         DataError: an empty loader, labels in some batches only, ids or names that are not as many as what they name, or
             a history without steps.
-        LikelihoodError: a callable in place of a likelihood, or labels outside the classes.
+        LikelihoodError: a callable in place of a likelihood, labels outside the classes, or predictions without a
+            density of the labels (`GeneratedChoice`).
 
     Source: ArviZ's schema of InferenceData; arXiv 2411.04358, Algorithm 1.
 
@@ -118,6 +119,7 @@ def to_inference_data(
         >>> arviz.plot_forest(data, var_names=["effective_components"], combined=True)  # doctest: +SKIP
         >>> data.posterior["pi"].sel(adapter="bert.encoder.layer.0.attention.self.query")  # doctest: +SKIP
     """
+    model.likelihood.require_density()
     prediction = predict(model, guide, loader, num_samples=num_samples, draws="independent", seed=seed)
     return of_prediction(
         model,

@@ -60,6 +60,13 @@ class Diagnosed(nn.Module, ABC):
     def log_density(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `Likelihood`."""
 
+    def require_density(self) -> None:
+        """Nothing, where a prediction says how likely labels are.
+
+        Raises:
+            LikelihoodError: it does not.
+        """
+
     def draw_log_density(self, prediction: Any) -> Tensor:
         """ln p(y_i | s) of the labels of each row under every draw, (sample, row), nats, in double precision.
 

@@ -157,6 +157,17 @@ class GeneratedChoice(ClassLikelihood):
         """Those of classes, and `unparsed`."""
         return super().all_metrics(prediction, outside) | _unparsed(prediction)
 
+    def require_density(self) -> None:
+        """There is none: a draw writes one answer, and says nothing of the others.
+
+        Raises:
+            LikelihoodError: always.
+        """
+        raise LikelihoodError(
+            "a prediction of written answers is how often draws write each, which is no density of the labels, and "
+            "diagnoses are of such. Fit with --scoring letter or likelihood (MultipleChoice) to diagnose."
+        )
+
     def choices(self, prediction: Any) -> None:
         """None: a temperature is not to be had."""
 

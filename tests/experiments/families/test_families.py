@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from bayes_lora.checks import all_numbers
-from bayes_lora.errors import ConfigurationError, TaskError
+from bayes_lora.errors import ConfigurationError, LikelihoodError, TaskError
 from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.compare.running import HELD_OUT, Results
 from bayes_lora.experiments.families.decoder import DecoderFamily
@@ -172,7 +172,11 @@ def test_a_run_of_it(family: TaskFamily, source: RowsSource, base_model: str, tm
     prediction = found.predict(found.encode(rows.validation))
     assert found.model.likelihood.metrics(prediction) == metrics["posterior_predictive"]
     assert all_numbers(found.model.likelihood.pack(prediction))
-    diagnosed(tmp_path / "run", found.model.likelihood, prediction)
+    if isinstance(family, ChoiceByWriting):
+        with pytest.raises(LikelihoodError, match="no density of the labels"):
+            run("diagnose", tmp_path / "run")
+    else:
+        diagnosed(tmp_path / "run", found.model.likelihood, prediction)
 
 
 COMPARED = (

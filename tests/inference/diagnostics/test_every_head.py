@@ -29,11 +29,13 @@ from bayes_lora.models import LikelihoodNetwork
 from bayes_lora.randomness import stream
 from tests.heads import HEADS, build, rows_of
 
-EACH = pytest.mark.parametrize("name", HEADS)
+KINDS = [name for name in HEADS if name != "written"]
+EACH = pytest.mark.parametrize("name", KINDS)
 NUM_ROWS, NUM_DRAWS, SEED = 8, 30, 5
 # Dimensions of y behind `example`, and of what is beside it in posterior_predictive.
 DIMS: dict[str, tuple[tuple[str, ...], dict[str, tuple[str, ...]]]] = {
     "classification": ((), {"probs": ("example", "class")}),
+    "choice": ((), {"probs": ("example", "class")}),
     "known noise": (("output",), {"location": ("example", "output"), "noise_scale": ("output",)}),
     "learned noise": (("output",), {"location": ("example", "output"), "noise_scale": ("output",)}),
     "Student's t": (("output",), {"location": ("example", "output"), "noise_scale": ("output",)}),
@@ -59,7 +61,7 @@ def batches(name: str, sizes: tuple[int, ...] = (5, 3)) -> list[dict[str, Any]]:
 def made() -> dict[str, Any]:
     """Model, guide and inference data of each head."""
     found = {}
-    for name in HEADS:
+    for name in KINDS:
         pair = build(name, num_train_examples=NUM_ROWS, sample_scale=2.0)
         found[name] = (*pair, to_inference_data(*pair, batches(name), num_samples=NUM_DRAWS, seed=SEED))
     return found
@@ -82,6 +84,12 @@ def test_log_likelihoods_are_those_of_the_models_own_site(name: str, made: dict[
         assert all(site["is_observed"] for site in sites)
         expected = torch.cat([site["fn"].log_prob(site["value"]) for site in sites])
         np.testing.assert_allclose(found.isel(chain=0, draw=draw), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_written_answers_have_no_density() -> None:
+    pair = build("written", num_train_examples=NUM_ROWS)
+    with pytest.raises(LikelihoodError, match=r"no density of the labels.*Fit with --scoring letter"):
+        to_inference_data(*pair, batches("written"), num_samples=2)
 
 
 @EACH
@@ -190,7 +198,7 @@ def test_the_map_is_of_what_draws_disagree_about(name: str, made: dict[str, Any]
     assert not found.flagged
 
 
-@pytest.mark.parametrize("name", [name for name in HEADS if name != "language"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "language"])
 def test_predictions_say_how_their_draws_belong_together(name: str, made: dict[str, Any]) -> None:
     model, guide, _ = made[name]
     designed = predict(model, guide, batches(name), num_samples=4)
