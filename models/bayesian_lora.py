@@ -233,7 +233,9 @@ class BayesianLoRA(nn.Module):
         return self
 
     @contextmanager
-    def perturbed(self, perturbations: Sequence[Tensor], num_rows: int | None = None) -> Iterator[None]:
+    def perturbed(
+        self, perturbations: Sequence[Tensor], num_rows: int | None = None, *, fuse_stacks: bool = False
+    ) -> Iterator[None]:
         """Forward passes of the network inside see mu + perturbation.
 
         With gradients on, the draw stays in place afterwards, so that gradient checkpointing recomputes with the same
@@ -242,6 +244,8 @@ class BayesianLoRA(nn.Module):
         Args:
             perturbations: for each group, (adapter, rank, in_features) or (draw, adapter, rank, in_features).
             num_rows: rows of the batch when it holds the examples once per draw.
+            fuse_stacks: whether such a batch goes through the fused layer, too: faster, and rounded in another way than
+                the predictions that saved runs have to repeat to the bit.
         """
         self._check_adapters()
         before = [linear.draw for linear in self._linears]
@@ -251,11 +255,12 @@ class BayesianLoRA(nn.Module):
         # In one call for all adapters, not in each one's forward pass.
         self._set(torch._foreach_add(means, [noise.to(mean) for mean, noise in zip(means, noises, strict=True)]))
         state = self.sites.noise_state
-        state.on, state.with_grad, state.num_rows = True, torch.is_grad_enabled(), num_rows
+        state.on, state.with_grad = True, torch.is_grad_enabled()
+        state.num_rows, state.fuse_stacks = num_rows, fuse_stacks
         try:
             yield
         finally:
-            state.on, state.num_rows = False, None
+            state.on, state.num_rows, state.fuse_stacks = False, None, False
             if not torch.is_grad_enabled():
                 self._set(before)
 

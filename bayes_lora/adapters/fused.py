@@ -7,7 +7,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor, nn
 
 from bayes_lora.adapters.dora import PerturbedDora, dora_gain
-from bayes_lora.adapters.perturbation import PerturbedLinear, stacked_product
+from bayes_lora.adapters.perturbation import PerturbedLinear
 
 # Rows from which on B' is laid out anew: autograd then computes B's gradient as a wide product, (rank, out), and not as
 # a tall one, (out, rank), which takes two to three times as long; for few rows the copy costs more than that.
@@ -33,7 +33,8 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         factor, base, expand, magnitude, scaling = found
         draw = factor.active_draw()
-        if draw is None or (draw.dim() != 2 and magnitude is not None):
+        fuses = draw is not None and (draw.dim() == 2 or (factor.noise_state.fuse_stacks and magnitude is None))
+        if draw is None or not fuses:
             return super().forward(x)  # type: ignore[no-any-return]
         if draw.dim() != 2:
             x = factor.by_draw(x, draw)
@@ -122,7 +123,8 @@ def lora_product(
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ base.mT if bias is None or gain is not None else torch.addmm(bias, rows, base.mT)
     wide = expand.mT.contiguous() if len(rows) >= _MANY_ROWS else expand.mT
-    narrow = rows @ a.mT if a.dim() == 2 else stacked_product(rows.unflatten(0, (len(a), -1)), a).flatten(0, 1)
+    # Of several draws with the wide factor in front: up to three times as fast as behind.
+    narrow = rows @ a.mT if a.dim() == 2 else (a @ rows.unflatten(0, (len(a), -1)).mT).mT.flatten(0, 1)
     y.addmm_(narrow, wide, alpha=scaling)
     if gain is not None:
         y = (y * gain if bias is None else torch.addcmul(bias, y, gain)).to(y.dtype)

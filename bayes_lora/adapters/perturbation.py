@@ -19,12 +19,14 @@ class NoiseState:
         on: whether a forward pass sees the noise.
         with_grad: whether that pass is to be differentiated.
         num_rows: rows that the batch has when draws are stacked along it, else None.
+        fuse_stacks: whether a batch of stacked draws goes through the fused layer.
         exact: whether the noise is zero, so that a pass has to equal one without noise bit for bit.
     """
 
     on: bool = False
     with_grad: bool = False
     num_rows: int | None = None
+    fuse_stacks: bool = False
     exact: bool = False
     _pending: "weakref.ref[Pass] | None" = None
 
@@ -157,12 +159,7 @@ class PerturbedLinear(Perturbed, nn.Linear):
     def product(self, x: Tensor, a: Tensor) -> Tensor:
         if a.dim() == 2:
             return linear(x, a, self.bias)
-        return stacked_product(x.flatten(1, -2), a).reshape(*x.shape[:-1], a.shape[-2])
-
-
-def stacked_product(x: Tensor, a: Tensor) -> Tensor:
-    """x A' of each draw, (draw, row, rank), of x (draw, row, in_features) and A (draw, rank, in_features)."""
-    return (a @ x.mT).mT  # with the wide factor in front: up to three times as fast as behind
+        return (x.flatten(1, -2) @ a.mT).reshape(*x.shape[:-1], a.shape[-2])
 
 
 class _PerturbedConv(Perturbed):

@@ -146,7 +146,7 @@ class Decoder:
         if len(noises) == 1:
             return self._model.perturbed(noises[0])
         stacked = [torch.stack(groups) for groups in zip(*noises, strict=True)]
-        return self._model.perturbed(stacked, num_rows=num_rows)
+        return self._model.perturbed(stacked, num_rows=num_rows, fuse_stacks=True)
 
     @contextmanager
     def _watched(self, processor: AveragedDraws) -> Iterator[None]:

@@ -213,7 +213,9 @@ def test_no_rows(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"target_modules": ["query", "value", "output.dense"]}])
-def test_stacked_draws_take_it_too(options: dict[str, Any], batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacked_draws_take_it_where_asked(
+    options: dict[str, Any], batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """But for DoRA, whose gain differs from draw to draw."""
     model, guide = build_pair(build_network(**options), sample_scale=0.3)
     inputs = {name: value.repeat(3, 1) for name, value in batch.items() if name != "labels"}
@@ -221,6 +223,9 @@ def test_stacked_draws_take_it_too(options: dict[str, Any], batch: Batch, monkey
     stacked = [torch.stack(groups) for groups in zip(*noises, strict=True)]
     calls = count(monkeypatch)
     with torch.no_grad(), model.perturbed(stacked, num_rows=15):
+        model.network_logits(inputs)
+    assert not calls
+    with torch.no_grad(), model.perturbed(stacked, num_rows=15, fuse_stacks=True):
         found = model.network_logits(inputs)
     assert bool(calls) != ("use_dora" in options)
     for index, noise in enumerate(noises):
