@@ -73,6 +73,10 @@ class RunExistsError(BayesLoRAError, OSError):
     """A run folder exists already and was not to be overwritten."""
 
 
+class FolderBusyError(RunExistsError):
+    """Another process works in a folder."""
+
+
 class PosteriorFileError(BayesLoRAError, ValueError):
     """A saved posterior is incomplete, damaged, or belongs to another network."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bayes_lora.errors import RunExistsError
+from bayes_lora.errors import FolderBusyError, RunExistsError
 from bayes_lora.files import read_json, write_json
 
 STUDY_FILE = "study.json"
@@ -51,13 +51,13 @@ def only_one(folder: Path) -> Iterator[None]:
     """Around the work on a study: two processes would train in the same folders.
 
     Raises:
-        RunExistsError: another process works on it.
+        FolderBusyError: another process works on it.
     """
     lock = FileLock(folder / _LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunExistsError(
+        raise FolderBusyError(
             f"another process works on {folder}. Wait for it, or stop it; for a second study choose another --out."
         ) from error
     try:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bayes_lora.errors import RunExistsError
+from bayes_lora.errors import FolderBusyError, RunExistsError
 from bayes_lora.experiments.compare.fitting import HISTORY_FILE
 from bayes_lora.experiments.compare.report import scores
-from bayes_lora.experiments.compare.running import run_study
+from bayes_lora.experiments.compare.running import Results, run_study
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.experiments.sweep.cells import Cell
 from bayes_lora.experiments.sweep.queue import Queue
@@ -55,13 +55,13 @@ class Work:
         Args:
             on_cell: told of each cell done here, its report, and what failed in it.
         """
-        worker, poll = f"{socket.gethostname()}, process {getpid()}", min(_POLL_SECONDS, self.queue.beat_seconds)
+        worker = f"{socket.gethostname()}, process {getpid()}"
         while time.time() < self.until:
             claim = self.queue.claim(worker)
             if claim is None:
                 if self.queue.is_over():
                     return
-                time.sleep(poll)  # others are at work, whose cells may wait again
+                time.sleep(self._poll_seconds)  # others are at work, whose cells may wait again
                 continue
             with self.queue.alive(claim):
                 report, failed = self.do(claim.cell)
@@ -71,14 +71,12 @@ class Work:
     def do(self, cell: Cell) -> tuple[dict[str, Any], dict[str, str]]:
         """Do a cell in its folder, or find it done there: its report, and what failed, by method."""
         started, folder = time.time(), self.folder / CELLS / cell.id
-        quiet = Console(quiet=True)
         try:
-            results = run_study(cell.study(self.data_dir), cell.methods, folder, console=quiet, device=self.device)
+            results = self._results(cell, folder)
             found = {method: of_seeds[cell.seed] for method, of_seeds in scores(results).items()}
             failed = {method.label: why for (method, _), why in results.failed.items()}
         except Exception as error:
-            # A full disk, or a base model that is not there, fails every cell alike. That somebody who was taken for
-            # dead is still at work in the folder does not: the same command, given later, finds the cell done.
+            # A full disk, or a base model that is not there, fails every cell alike; another study in a folder does not.
             if isinstance(error, OSError) and not isinstance(error, RunExistsError):
                 raise
             found, failed = {}, {method.label: f"{type(error).__name__}: {error}" for method in cell.methods}
@@ -90,6 +88,18 @@ class Work:
         if not failed and not self.keep_trained:
             keep_histories(folder / TRAINED)
         return report, failed
+
+    def _results(self, cell: Cell, folder: Path) -> Results:
+        study, quiet = cell.study(self.data_dir), Console(quiet=True)
+        while True:
+            try:
+                return run_study(study, cell.methods, folder, console=quiet, device=self.device)
+            except FolderBusyError:  # somebody was slow and taken for dead; when they are done, the cell is found done
+                time.sleep(self._poll_seconds)
+
+    @property
+    def _poll_seconds(self) -> float:
+        return min(_POLL_SECONDS, self.queue.beat_seconds)
 
 
 def keep_histories(trained: Path) -> None:

@@ -1,8 +1,10 @@
 """A queue of cells: who is dead, what is done twice, what failed."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,12 +109,19 @@ def test_what_the_command_needs(tmp_path: Path) -> None:
         run("sweep", "--status", tmp_path, "--out", tmp_path)
 
 
-def test_a_folder_in_which_somebody_is_at_work_is_left_alone(
+def test_a_folder_in_which_somebody_is_at_work_is_waited_for(
     base: str, data_dir: Path, tmp_path: Path, empty_queue: Queue
 ) -> None:
     recipe = read_recipe(str(write_recipe(tmp_path, base, TWO)), None, data_dir)
     (cell, _), work = cells_of(recipe), Work(empty_queue, tmp_path)
-    assert work.do(cell)[1] == {}
+    expected, failed = work.do(cell)
+    assert failed == {}
+    done: list[tuple[dict[str, Any], dict[str, str]]] = []
+    waiting = threading.Thread(target=lambda: done.append(work.do(cell)), daemon=True)
     with only_one(tmp_path / "cells" / cell.id):
-        _, failed = work.do(cell)
-    assert failed["base_rate"].startswith("RunExistsError: another process works on")
+        waiting.start()
+        waiting.join(0.5)
+        assert not done
+    waiting.join(30)
+    ((found, failed),) = done
+    assert (found["scores"], failed) == (expected["scores"], {})
