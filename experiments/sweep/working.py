@@ -76,7 +76,7 @@ class Work:
             found = {method: of_seeds[cell.seed] for method, of_seeds in scores(results).items()}
             failed = {method.label: why for (method, _), why in results.failed.items()}
         except Exception as error:
-            # A full disk, or a base model that is not there, fails every cell alike; another study in a folder does not.
+            # A full disk, or a base model that is not there, fails every cell alike; other files in a folder do not.
             if isinstance(error, OSError) and not isinstance(error, RunExistsError):
                 raise
             found, failed = {}, {method.label: f"{type(error).__name__}: {error}" for method in cell.methods}
