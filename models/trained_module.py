@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from bayes_lora.models.likelihoods.network_arguments import base_of
+
 
 class TrainedModule(nn.Module, ABC):
     """Answers what the Trainer asks of its module with what the network says, and keeps what is trained only."""
@@ -22,9 +24,7 @@ class TrainedModule(nn.Module, ABC):
     @property
     def batch_columns(self) -> list[str]:
         """Columns of rows that a pass reads, and what the Trainer knows labels by."""
-        network = self.inner_network
-        base = network.get_base_model() if hasattr(network, "get_base_model") else network
-        return [*inspect.signature(base.forward).parameters, "label", "label_ids", "labels"]
+        return [*inspect.signature(base_of(self.inner_network).forward).parameters, "label", "label_ids", "labels"]
 
     @property
     def config(self) -> Any:

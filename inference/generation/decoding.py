@@ -19,6 +19,7 @@ from bayes_lora.inference.predictors.predictor import evaluation_mode
 from bayes_lora.inference.predictors.stacked_draws import keeps_rows_apart
 from bayes_lora.metrics.language import LanguagePrediction
 from bayes_lora.models import BayesianLoRA
+from bayes_lora.models.likelihoods.network_arguments import GREEDY
 
 # Tokens that the trial runs on; more than its rows, so that a network with tokens first is told from one with rows.
 _TRIED_TOKENS = 3
@@ -116,14 +117,7 @@ class Decoder:
                 pad_token_id=self._pad,
                 eos_token_id=list(self.ends) or None,
                 use_cache=True,
-                # One way of choosing, which is the processor's, whatever the network's `generation_config` has.
-                do_sample=False,
-                num_beams=1,
-                num_return_sequences=1,
-                return_dict_in_generate=False,
-                temperature=1.0,
-                top_k=50,
-                top_p=1.0,
+                **GREEDY,  # of the scores that the processor leaves: the choice is its own
             )
         written = processor.written()
         if not written.total_entropy.isfinite().all():

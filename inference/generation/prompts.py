@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bayes_lora.errors import DataError, LikelihoodError
 from bayes_lora.inference.generation.prompt_tokens import Message, prompt_tokens
+from bayes_lora.models.likelihoods.network_arguments import base_of
 
 Prompt = str | Sequence[Message] | Sequence[int] | Tensor
 
@@ -64,7 +65,7 @@ def require_decoder(network: nn.Module) -> Any:
     Raises:
         LikelihoodError: it is none, or one that does not continue its own input.
     """
-    base: Any = network.get_base_model() if hasattr(network, "get_base_model") else network  # type: ignore[operator]
+    base = base_of(network)
     if not getattr(base, "can_generate", bool)() or getattr(base.config, "is_encoder_decoder", False):
         raise LikelihoodError(
             f"{type(base).__name__} does not continue a text: it has no head for the next token, or an encoder of its "

@@ -16,6 +16,7 @@ from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.models.likelihoods.class_likelihood import ClassLikelihood
 from bayes_lora.models.likelihoods.likelihood import Likelihood
 from bayes_lora.models.likelihoods.multiple_choice import MultipleChoice
+from bayes_lora.models.likelihoods.network_arguments import GREEDY
 from bayes_lora.models.likelihoods.option_passes import OPTIONS, to_the_right
 from bayes_lora.models.likelihoods.words import Words
 
@@ -122,14 +123,7 @@ class GeneratedChoice(ClassLikelihood):
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
             use_cache=True,
-            # The likeliest token, whatever the network's `generation_config` has.
-            do_sample=False,
-            num_beams=1,
-            num_return_sequences=1,
-            return_dict_in_generate=False,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
+            **GREEDY,
         )[:, question.shape[1] :]
         exists = torch.nn.functional.pad(names[..., 0] != UNLABELLED, (0, NONE - names.shape[1]), value=False)
         chosen = torch.tensor([named(*of) for of in zip(tokens.tolist(), names.tolist(), strict=True)])

@@ -1,9 +1,23 @@
 """What a causal language model takes, whatever is wrapped around it."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
+
+GREEDY: Mapping[str, Any] = MappingProxyType(
+    {
+        "do_sample": False,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "return_dict_in_generate": False,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1.0,
+    }
+)
+"""Of `generate`: the likeliest token, whatever the network's `generation_config` has."""
 
 
 def base_of(network: Any) -> Any:
