@@ -33,5 +33,5 @@ EvalSplit = Literal["validation", "held_out"]
 TokenMeasure = Literal["entropy", "mutual-information", "probability"]
 """What colours the tokens of a text."""
 
-WeightDecayOf = Literal["all", "b_and_head"]
+WeightDecayOf = Literal["all", "b_and_head", "adapters"]
 """What the weight decay acts on: all that the network trains, or all but LoRA-A."""

@@ -67,10 +67,14 @@ def fit_command(
     ] = None,
     epochs: EpochsOption = 3,
     lr: Annotated[float, typer.Option(help="Peak learning rate of the mean, LoRA-B and the head.")] = 3e-4,
+    head_lr: Annotated[float | None, typer.Option(help="Peak learning rate of the head; by default --lr.")] = None,
     posterior_lr: Annotated[float, typer.Option(help="Peak learning rate of log alpha and log v.")] = 1e-2,
     weight_decay: Annotated[float, typer.Option(help="Of the network's trained parameters.")] = 0.0,
     weight_decay_of: Annotated[
-        WeightDecayOf, typer.Option(help="all, or b_and_head: all but LoRA-A, which has the prior of objective elbo.")
+        WeightDecayOf,
+        typer.Option(
+            help="all; b_and_head, all but LoRA-A, which objective elbo has a prior of; adapters, LoRA alone."
+        ),
     ] = "all",
     batch_size: BatchSizeOption = 32,
     micro_batch_size: Annotated[

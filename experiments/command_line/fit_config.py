@@ -25,7 +25,10 @@ _OF_POSTERIOR = (
     *("normal_kl", "kl_weight", "cooperative_weight", "prior_scale", "kl_temperature"),
 )
 # Options of the network and its training, which a post hoc fit leaves alone.
-_OF_NETWORK = ("rank", "lora_alpha", "lora_dropout", "targets", "lr", "weight_decay", "weight_decay_of", "two_phase")
+_OF_NETWORK = (
+    *("rank", "lora_alpha", "lora_dropout", "targets", "lr", "head_lr", "weight_decay", "weight_decay_of"),
+    "two_phase",
+)
 
 _GUIDE = re.compile(r"(?P<kind>\w+)(\[(?P<settings>[^\[\]]*)\])?")
 
@@ -58,6 +61,7 @@ def run_config(context: typer.Context, source: RowsSource, rows: TaskRows) -> Ru
         epochs=given["epochs"],
         batch_size=given["batch_size"],
         learning_rate=given["lr"],
+        head_learning_rate=given["head_lr"],
         posterior_learning_rate=given["posterior_lr"],
         weight_decay=given["weight_decay"],
         weight_decay_of=given["weight_decay_of"],

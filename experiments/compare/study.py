@@ -225,7 +225,7 @@ class Study:
             if settings[name] == BEFORE[name]:
                 del settings[name]
         # Which a method may change, classes do not have, or no study has.
-        for name in ("weight_decay_of", "likelihood_learning_rate", "micro_batch_size"):
+        for name in ("head_learning_rate", "weight_decay_of", "likelihood_learning_rate", "micro_batch_size"):
             if found["training"][name] == getattr(FitOptions, name):
                 del found["training"][name]
         return json.loads(json.dumps(found))  # type: ignore[no-any-return]

@@ -11,7 +11,7 @@ EPOCHS = Option("epochs", shown="--epochs")
 LEARNING_RATE = Option("learning_rate", shown="--lr")
 WEIGHT_DECAY = Option("weight_decay", shown=as_text(default_of(FitOptions, "weight_decay")))
 WEIGHT_DECAY_OF = Option("weight_decay_of", shown=default_of(FitOptions, "weight_decay_of"))
-"""Of training with a posterior, whose prior LoRA-A has already."""
+HEAD_LEARNING_RATE = Option("head_learning_rate", shown="as learning_rate")
 
 POSTERIOR_LEARNING_RATE = Option(
     "posterior_learning_rate", shown=as_text(default_of(FitOptions, "posterior_learning_rate"))
@@ -20,7 +20,7 @@ POSTERIOR_LEARNING_RATE = Option(
 QUARTER_OF_EPOCHS = Option(EPOCHS.name, shown=f"a quarter of {EPOCHS.shown}, rounded up")
 """In place of `EPOCHS`, of what goes on from a trained network; see `quarter_of_epochs`."""
 
-OF_POINT = (EPOCHS, LEARNING_RATE, WEIGHT_DECAY)
+OF_POINT = (EPOCHS, LEARNING_RATE, HEAD_LEARNING_RATE, WEIGHT_DECAY, WEIGHT_DECAY_OF)
 """Of training a network without a posterior."""
 
 

@@ -12,7 +12,8 @@ from bayes_lora.inference import FitOptions
 from bayes_lora.inference.finetuning.lora import LoRAOptions
 
 OF_TRAINING = (
-    *("epochs", "batch_size", "learning_rate", "posterior_learning_rate", "likelihood_learning_rate"),
+    *("epochs", "batch_size", "learning_rate", "head_learning_rate"),
+    *("posterior_learning_rate", "likelihood_learning_rate"),
     *("weight_decay", "weight_decay_of", "warmup_ratio", "decay", "max_grad_norm", "precision", "group_by_length"),
     *("micro_batch_size", "scale_schedule", "scale_warmup", "scale_per_adapter", "log_every"),
 )

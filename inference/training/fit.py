@@ -155,8 +155,9 @@ class _Training:
         own: dict[str, Any] = {
             "posterior_learning_rate": options.posterior_learning_rate,
             "likelihood_learning_rate": options.likelihood_learning_rate,
-            "weight_decay_of": options.weight_decay_of,
             "phase": phase,
+            # Of a frozen network there is none to learn.
+            "head_learning_rate": options.head_learning_rate if phase == "joint" else None,
         }
 
         def build(**common: Any) -> SVITrainer:
@@ -183,7 +184,7 @@ class _Training:
         if isinstance(network, LikelihoodNetwork):
             rate = self.options.likelihood_learning_rate
             build = partial(LikelihoodTrainer, network, likelihood_learning_rate=rate)
-        build = partial(build, optimizers=(optimizer, None))
+        build = partial(build, optimizers=(optimizer, None), head_learning_rate=self.options.head_learning_rate)
         result = self._run(build, "fit network", num_steps, checkpoints, callbacks)
         _check_finite(network)
         network.eval()
@@ -201,6 +202,7 @@ class _Training:
         bar = progress_bar(self.console)
         with seeded(self.options.seed, self.device), TemporaryDirectory() as scratch, bar as progress:
             trainer = build(
+                weight_decay_of=self.options.weight_decay_of,
                 args=self._arguments(checkpoints or Path(scratch), num_steps, saves=checkpoints is not None),
                 train_dataset=self.dataset,
                 data_collator=self.collate,

@@ -28,14 +28,17 @@ class FitOptions:
         epochs: passes over the training set.
         batch_size: examples a step.
         learning_rate: of LoRA-A's mean, LoRA-B and the task head, at its peak.
+        head_learning_rate: of the task head alone, at its peak; None is `learning_rate`. A head over many classes needs
+            a higher one: Adam moves a weight by about its learning rate a step, however far it has to go.
         posterior_learning_rate: of log alpha and log v, at its peak. Adam moves a logarithm by about its learning rate
             a step, so T steps of a linear decay move it by at most T / 2 times this: 0.01 and 300 steps are a factor
             of e^1.5 = 4.5. Where v should go further, give it a higher rate, more steps or a better `sample_scale`.
         likelihood_learning_rate: of the likelihood's own parameters, such as the logarithm of the noise, at its peak.
         weight_decay: on the network's matrices; never on biases, alpha and v. It is AdamW's, and no part of the
             objective: with it, what is minimized under objective "elbo" is no longer the bound.
-        weight_decay_of: which matrices it is on: "all", or "b_and_head", all but LoRA-A, which has the prior of
-            objective "elbo" already. Training of a network without a posterior decays all.
+        weight_decay_of: which matrices it is on: "all"; "b_and_head", all but LoRA-A, which has the prior of objective
+            "elbo" already; or "adapters", all but the task head. Under Adam the decay bounds a weight by the ratio of
+            its gradient's mean and root mean square, over the decay: little for a class that few batches have.
         warmup_ratio: part of the steps over which the learning rates rise.
         decay: what they do then: "linear", fall to zero, or "constant", stay, as SWAG wants it.
         max_grad_norm: gradients are clipped to this norm over all parameters together.
@@ -68,6 +71,7 @@ class FitOptions:
     epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 3e-4
+    head_learning_rate: float | None = None
     posterior_learning_rate: float = 1e-2
     likelihood_learning_rate: float = 5e-2
     weight_decay: float = 0.0
@@ -102,6 +106,8 @@ class FitOptions:
             require_count("keep_checkpoints", self.keep_checkpoints)
         for name in ("learning_rate", "posterior_learning_rate", "likelihood_learning_rate", "max_grad_norm"):
             require_positive(name, getattr(self, name))
+        if self.head_learning_rate is not None:
+            require_positive("head_learning_rate", self.head_learning_rate)
         require_fraction("warmup_ratio", self.warmup_ratio)
         require_seed("seed", self.seed)
         require_non_negative("weight_decay", self.weight_decay)

@@ -1,7 +1,14 @@
-"""What Trainers of more than a network share: parameters in groups of their own."""
+"""What Trainers give to parts of a network: a learning rate of their own, weight decay or none."""
+
+from collections.abc import Iterable
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers import PreTrainedModel
 
 
 def give_own_group(optimizer: torch.optim.Optimizer, part: nn.Module, learning_rate: float) -> None:
@@ -12,3 +19,50 @@ def give_own_group(optimizer: torch.optim.Optimizer, part: nn.Module, learning_r
         group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
     if own:
         optimizer.add_param_group({"params": own, "lr": learning_rate, "weight_decay": 0.0})
+
+
+def give_learning_rate(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float
+) -> None:
+    """Give parameters a learning rate of their own; all else they have is that of the group which they were in."""
+    known = set(map(id, parameters))
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if id(parameter) in known]
+        if own:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in known]
+            optimizer.add_param_group({**group, "params": own, "lr": learning_rate})
+
+
+def head_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """The trainable parameters of the task head: what PEFT trains in full, and all outside of the transformer itself.
+
+    Matrices of adapters, such as LoRA on a language model's output layer, are none of it.
+
+    Args:
+        network: a transformers or PEFT model, or a module that holds one.
+    """
+    of_adapters = {
+        id(parameter)
+        for layer in network.modules()
+        if isinstance(layer, BaseTunerLayer)
+        for parameter in layer.parameters()
+    }
+    parts: list[nn.Module] = [module for module in network.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    bases = (module.get_base_model() for module in network.modules() if isinstance(module, PeftModel))
+    for base in [*bases, *(module for module in network.modules() if isinstance(module, PreTrainedModel))][:1]:
+        children = dict(base.named_children())
+        if base.base_model_prefix in children:  # it is more than a body
+            parts += [child for name, child in children.items() if name != base.base_model_prefix]
+    found = (parameter for part in parts for parameter in part.parameters())
+    return [parameter for parameter in found if parameter.requires_grad and id(parameter) not in of_adapters]
+
+
+def lora_a_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """LoRA-A of every adapter in the network."""
+    layers = (layer for layer in network.modules() if isinstance(layer, LoraLayer))
+    return [
+        parameter
+        for layer in layers
+        for part in (layer.lora_A, layer.lora_embedding_A)
+        for parameter in part.parameters()
+    ]

@@ -1,15 +1,19 @@
 """The Trainer with checkpoints that are known to be whole, and runs that resume to the same end."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from bayes_lora.checks import require_choice, require_positive
+from bayes_lora.choices import WeightDecayOf
+from bayes_lora.errors import ConfigurationError
 from bayes_lora.inference.storage.checkpoints import newest_whole, require_whole, seal
 from bayes_lora.inference.training.length_groups import LengthGroups
+from bayes_lora.inference.training.own_groups import give_learning_rate, head_parameters, lora_a_parameters
 from bayes_lora.models import TrainedModule
 from bayes_lora.running_statistics import hold, with_running_statistics
 
@@ -18,9 +22,60 @@ class SealedTrainer(Trainer):
     """`transformers.Trainer` whose checkpoints carry checksums of their files, written last.
 
     Batch normalization keeps the statistics of the base model, see `with_running_statistics`.
+
+    Args:
+        model: the network, or a module that holds it.
+        args: TrainingArguments.
+        head_learning_rate: see `FitOptions`.
+        weight_decay_of: the same.
+        kwargs: the Trainer's own.
+
+    Raises:
+        ConfigurationError: a value outside its domain; from `train`, head_learning_rate of a network without a head.
     """
 
     _held: list[nn.Module] | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments | None = None,
+        *,
+        head_learning_rate: float | None = None,
+        weight_decay_of: WeightDecayOf = "all",
+        **kwargs: Any,
+    ) -> None:
+        if head_learning_rate is not None:
+            require_positive("head_learning_rate", head_learning_rate)
+        require_choice("weight_decay_of", weight_decay_of, get_args(WeightDecayOf))
+        self.head_learning_rate, self.weight_decay_of = head_learning_rate, weight_decay_of
+        super().__init__(model, args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's, with the head at a learning rate of its own where it has one."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.head_learning_rate is not None:
+            head = [] if self.model is None else head_parameters(self.model)
+            if not head:
+                raise ConfigurationError(
+                    f"head_learning_rate={self.head_learning_rate} is of the task head, and nothing outside of the "
+                    "transformer and its adapters is trained. Leave it out, or name the head in modules_to_save of "
+                    "LoraConfig."
+                )
+            give_learning_rate(optimizer, head, self.head_learning_rate)
+        return optimizer
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """Names of the parameters that have weight decay."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        if self.weight_decay_of == "all":
+            return names
+        left_out = lora_a_parameters(model) if self.weight_decay_of == "b_and_head" else head_parameters(model)
+        known = set(map(id, left_out))
+        kept = {name for name, parameter in model.named_parameters() if id(parameter) in known}
+        return [name for name in names if name not in kept]
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, which has put the whole network in training mode just before."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, TrainingArguments
 
 from bayes_lora.checks import require_choice, require_positive
-from bayes_lora.choices import Draws, Phase, WeightDecayOf
+from bayes_lora.choices import Draws, Phase
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.gradients import frozen
 from bayes_lora.inference.predictors.posterior_passes import PosteriorPasses
@@ -42,13 +42,13 @@ class SVITrainer(SavingTrainer):
         args: TrainingArguments; `learning_rate` is that of the network's parameters.
         posterior_learning_rate: peak learning rate of the guide's parameters, which have no weight decay.
         likelihood_learning_rate: the same of the likelihood's parameters, where it has some.
-        weight_decay_of: see `FitOptions`.
+        head_learning_rate, weight_decay_of: see `FitOptions`.
         phase: "joint" trains network and guide; "posterior" the guide alone, around the network as it is (post hoc).
         num_samples: posterior draws of an evaluation, seeded with `args.seed`; or "auto".
         draws: how they belong together, see `predict`.
         scale_schedule: moves the model's `sample_scale` during training; None leaves it alone.
         compute_metrics: more metrics, of an EvalPrediction as any Trainer gives it.
-        kwargs: the Trainer's own: data_collator, train_dataset, eval_dataset, callbacks and so on.
+        kwargs: `SealedTrainer`'s and the Trainer's: data_collator, train_dataset, eval_dataset, callbacks and so on.
 
     Raises:
         NonFiniteLossError: when a log finds that a term of the loss has become NaN or infinite.
@@ -71,7 +71,6 @@ class SVITrainer(SavingTrainer):
         *,
         posterior_learning_rate: float = 1e-2,
         likelihood_learning_rate: float = 5e-2,
-        weight_decay_of: WeightDecayOf = "all",
         phase: Phase = "joint",
         num_samples: int | Literal["auto"] = 16,
         draws: Draws | None = None,
@@ -81,11 +80,10 @@ class SVITrainer(SavingTrainer):
     ) -> None:
         require_positive("posterior_learning_rate", posterior_learning_rate)
         require_positive("likelihood_learning_rate", likelihood_learning_rate)
-        require_choice("weight_decay_of", weight_decay_of, get_args(WeightDecayOf))
         require_choice("phase", phase, get_args(Phase))
         refuse_unsupported(args, kwargs)
         self.posterior_learning_rate, self.likelihood_learning_rate = posterior_learning_rate, likelihood_learning_rate
-        self.weight_decay_of, self.phase = weight_decay_of, phase
+        self.phase = phase
         self.num_samples, self.draws = num_samples, draws
         self.svi = SVIModule(model, guide, scale_schedule)
         self._loss_log = LossLog()
@@ -126,15 +124,6 @@ class SVITrainer(SavingTrainer):
         give_own_group(optimizer, self.svi.guide, self.posterior_learning_rate)
         give_own_group(optimizer, self.svi.model.likelihood, self.likelihood_learning_rate)
         return optimizer
-
-    def get_decay_parameter_names(self, model: Any) -> list[str]:
-        """Names of the parameters that have weight decay."""
-        names: list[str] = super().get_decay_parameter_names(model)
-        if self.weight_decay_of == "all":
-            return names
-        means = {id(adapter.linear.weight) for adapter in self.svi.model.sites.adapters}
-        kept = {name for name, parameter in self.svi.named_parameters() if id(parameter) in means}
-        return [name for name in names if name not in kept]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, of one step; it counts for losses that divide by the number themselves, this for all."""

@@ -7,7 +7,7 @@ from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Option
 from bayes_lora.experiments.compare.posteriors import new_start, posterior_config, predictive
-from bayes_lora.experiments.compare.training_options import OF_POINT, WEIGHT_DECAY_OF
+from bayes_lora.experiments.compare.training_options import OF_POINT
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.inference import FitOptions, MeanFieldGuide, fit
 from bayes_lora.models import BayesianLoRA
@@ -43,7 +43,6 @@ SPECS = (
             Option("prior_scale", 0.2),
             Option("init_scale", 2e-3, require_positive),
             *OF_POINT,
-            WEIGHT_DECAY_OF,
             # From there to the standard deviations that it ends with is a long way for a few hundred steps of the
             # usual size.
             Option("posterior_learning_rate", 3e-2),

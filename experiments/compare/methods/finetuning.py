@@ -4,7 +4,7 @@ from functools import partial
 
 from bayes_lora.experiments.compare.fitting import POINT, Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Option
-from bayes_lora.experiments.compare.training_options import EPOCHS, LEARNING_RATE, WEIGHT_DECAY
+from bayes_lora.experiments.compare.training_options import LEARNING_RATE, OF_POINT
 from bayes_lora.inference import FitOptions, PointEstimate
 from bayes_lora.inference.finetuning.point_networks import Way
 
@@ -25,7 +25,7 @@ def _spec(
         passes="1",
         source=source,
         build=partial(_build, way),
-        options=(EPOCHS, learning_rate, WEIGHT_DECAY),
+        options=tuple(learning_rate if option is LEARNING_RATE else option for option in OF_POINT),
         samples="one",
         stands_for=stands_for,
         classes_only=way == "adalora",

@@ -15,7 +15,6 @@ from bayes_lora.experiments.compare.training_options import (
     OF_POINT,
     OF_POSTERIOR,
     POSTERIOR_LEARNING_RATE,
-    WEIGHT_DECAY_OF,
 )
 from bayes_lora.inference import Mixture, predict
 
@@ -52,7 +51,6 @@ SPECS = (
             Option("members", 3, require_count, of="prediction"),
             *OF_POSTERIOR,
             *OF_POINT,
-            WEIGHT_DECAY_OF,
             POSTERIOR_LEARNING_RATE,
         ),
         check=_check,

@@ -32,7 +32,7 @@ def test_an_evaluation_tries_once_whether_draws_can_share_a_pass(tmp_path: Path)
             assert metrics[prefix + name] == pytest.approx(value, rel=1e-6), name
 
 
-@pytest.mark.parametrize("of", ["all", "b_and_head"])
+@pytest.mark.parametrize("of", ["all", "b_and_head", "adapters"])
 def test_weight_decay_may_leave_out_what_has_a_prior(tmp_path: Path, of: str) -> None:
     trainer = build_trainer(tmp_path, weight_decay=0.3, weight_decay_of=of)
     names = {id(parameter): name for name, parameter in trainer.svi.named_parameters()}
@@ -40,7 +40,8 @@ def test_weight_decay_may_leave_out_what_has_a_prior(tmp_path: Path, of: str) ->
     decayed = {
         names[id(p)].split(".default")[0].rpartition(".")[2] for g in groups if g["weight_decay"] for p in g["params"]
     }
-    assert decayed == {"lora_B", "modules_to_save"} | ({"lora_A"} if of == "all" else set())
+    left_out = {"all": set[str](), "b_and_head": {"lora_A"}, "adapters": {"modules_to_save"}}[of]
+    assert decayed == {"lora_A", "lora_B", "modules_to_save"} - left_out
     means = {id(adapter.linear.weight) for adapter in trainer.svi.model.sites.adapters}
     assert means <= {
         id(parameter) for group in groups for parameter in group["params"]

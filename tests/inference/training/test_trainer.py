@@ -43,7 +43,7 @@ def build_trainer(
 ) -> SVITrainer:
     own = (
         *("posterior_learning_rate", "weight_decay_of", "callbacks", "compute_metrics", "compute_loss_func"),
-        "preprocess_logits_for_metrics",
+        *("preprocess_logits_for_metrics", "head_learning_rate", "phase"),
     )
     keywords = {name: options.pop(name) for name in own if name in options}
     model, guide = build_pair(build_network(dropout=dropout), sample_scale=0.3, kl_weight=0.01)
