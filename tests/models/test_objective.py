@@ -194,7 +194,7 @@ def test_a_wrong_scale_in_the_guide_is_not_the_papers_loss(batch: Batch, factor:
     assert value != pytest.approx(paper_loss(model, guide, trace, batch), rel=1e-3)
 
 
-def trace_elbo_deviation(model: Any, guide: Any, batch: Batch, num_draws: int = 400) -> float:
+def trace_elbo_deviation(model: Any, guide: Any, batch: Batch, num_draws: int = 150) -> float:
     """Mean of Trace_ELBO - TraceMeanField_ELBO over common draws, in standard errors; its expectation is 0."""
     differences = []
     for seed in range(num_draws):

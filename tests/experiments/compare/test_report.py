@@ -80,13 +80,13 @@ def test_tables(done: Results) -> None:
 
 
 def test_significance_is_against_the_references(done: Results) -> None:
-    found = significance(done, [named("map")])
+    found, measured = significance(done, [named("map")]), scores(done)
     assert found.keys() == {(method, named("map")) for method in done.methods[1:]}
     tested = {"accuracy", "nll", "brier", "aurc", "misclassification_auroc_entropy", "ood_auroc"}
     for (method, _), metrics in found.items():
         assert metrics.keys() == tested
         for metric, difference in metrics.items():
-            means = [scores(done)[of][seed][metric] for of in (method, named("map")) for seed in (0, 1)]
+            means = [measured[of][seed][metric] for of in (method, named("map")) for seed in (0, 1)]
             assert difference.rows.estimate == pytest.approx((means[0] + means[1] - means[2] - means[3]) / 2)
     with (done.folder / "significance.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

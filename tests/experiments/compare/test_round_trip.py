@@ -1,4 +1,4 @@
-"""Every method that trains, by the command line: killed while it trains, gone on with, found again."""
+"""Every method that trains: killed while it trains, gone on with, found again."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from transformers import Trainer
 
-from bayes_lora.experiments.compare.methods import METHODS
-from tests.experiments.commands import run
+from bayes_lora.experiments.compare.methods import METHODS, parse_methods
+from bayes_lora.experiments.compare.running import run_study
+from bayes_lora.inference import FitOptions
+from tests.experiments.compare.studies import QUIET, make_study
 
 STEPS = Trainer.training_step
 
@@ -33,9 +35,19 @@ def logits_of(path: Path) -> bytes:
 def test_a_method_goes_all_the_way(
     name: str, base: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["compare", "--task", "mrpc", "--outside", "rte", "--data-dir", data_dir, "--base-model", base]
-    command += ["--methods", name, "--seeds", "0", "--epochs", "2", "--batch-size", "8", "--num-samples", "2"]
-    command += ["--train-rows", "24", "--held-out", "0.25", "--rank", "2", "--eval-rows", "6", "--lr", "1e-2"]
+    def compare(folder: Path) -> None:
+        """As `bayes-lora compare` does it, without the tables and figures; a study of its own, as another process has."""
+        study = make_study(
+            data_dir,
+            base,
+            training=FitOptions(epochs=2, batch_size=8, learning_rate=1e-2),
+            train_rows=24,
+            eval_rows=6,
+            num_samples=2,
+            held_out=0.25,
+        )
+        assert not run_study(study, parse_methods(name), folder, console=QUIET).failed
+
     taken: list[int] = []
 
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -47,22 +59,22 @@ def test_a_method_goes_all_the_way(
     monkeypatch.setattr(Trainer, "training_step", step)
     whole, out = tmp_path / "whole", tmp_path / "cut"
     last = 0
-    run(*command, "--out", whole)
+    compare(whole)
     num_steps = len(taken)
     assert (num_steps > 0) is (METHODS[name].needs != "nothing")
     if num_steps:
         last = len(taken) + num_steps - 1  # of all its trainings, the last one's last step but one
         with pytest.raises(Killed):
-            run(*command, "--out", out)
+            compare(out)
         assert len(list(out.rglob("*.parquet"))) < len(predictions(whole))
         before = len(taken)
-        run(*command, "--out", out)
+        compare(out)
         assert 0 < len(taken) - before <= num_steps
         assert predictions(out) == predictions(whole)
     # What was trained is loaded, and says the same.
     expected, before = predictions(whole), len(taken)
     for path in (whole / "predictions").rglob("*.parquet"):
         path.unlink()
-    run(*command, "--out", whole)
+    compare(whole)
     assert len(taken) == before
     assert predictions(whole) == expected
