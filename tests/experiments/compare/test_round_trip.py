@@ -36,7 +36,7 @@ def test_a_method_goes_all_the_way(
     name: str, base: str, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compare(folder: Path) -> None:
-        """As `bayes-lora compare` does it, without the tables and figures; a study of its own, as another process has."""
+        """What `bayes-lora compare` does before its tables; the study is made anew, as by another process."""
         study = make_study(
             data_dir,
             base,
