@@ -2,10 +2,11 @@
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -145,19 +146,28 @@ class Fitting:
         cost.write(folder)
         return cost
 
-    def new_point(self, way: Way, seed: int) -> PointNetwork:
-        """A network as it is before it is trained in some way, on the device."""
+    def new_point(self, way: Way, seed: int, **options: Any) -> PointNetwork:
+        """A network as it is before it is trained in some way, on the device; `options` are of `make_network`."""
         base = self.base(seed)
         likelihood: Likelihood | None = self.likelihood(base.network)
         if type(likelihood) is Classification:  # the network's own loss
             likelihood = None
         start = self.study.options(seed).seed_of(Part.ADAPTERS)
-        point = make_network(way, base.network, base.new_modules, self.study.lora, likelihood=likelihood, seed=start)
+        point = make_network(
+            way, base.network, base.new_modules, self.study.lora, likelihood=likelihood, seed=start, **options
+        )
         point.network.to(self.device)
         return point
 
     def train_point(
-        self, way: Way, folder: Path, seed: int, *, keep_checkpoints: bool = False, **changes: Any
+        self,
+        way: Way,
+        folder: Path,
+        seed: int,
+        *,
+        keep_checkpoints: bool = False,
+        made_with: Mapping[str, Any] = MappingProxyType({}),
+        **changes: Any,
     ) -> tuple[PointNetwork, Cost]:
         """A network trained in some way, or what that left in the folder when it was trained before.
 
@@ -166,6 +176,7 @@ class Fitting:
             folder: of what it trains.
             seed: of everything random.
             keep_checkpoints: ten of them, instead of none when it is done.
+            made_with: other options of `make_network`.
             changes: of the study's training.
         """
         if (folder / _TRAINED / DESCRIPTION_FILE).is_file():
@@ -173,7 +184,7 @@ class Fitting:
             point.network.to(self.device)
             return point, Cost.read(folder)
         options = self.study.options(seed, **changes)
-        point = self.new_point(way, seed)
+        point = self.new_point(way, seed, **made_with)
         if keep_checkpoints:
             options = replace(options, save_every=self.checkpoint_every(options), keep_checkpoints=None)
         cost = self.train(partial(fit_point, point), folder, options)

@@ -11,6 +11,7 @@ from bayes_lora.config import MonteCLoRAConfig
 from bayes_lora.experiments.compare.cost import Cost, Measured
 from bayes_lora.experiments.compare.fitting import CHECKPOINTS, Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import Method
+from bayes_lora.experiments.compare.training_options import OF_ROWS
 from bayes_lora.experiments.runs.device import CPU
 from bayes_lora.inference import (
     FitOptions,
@@ -38,6 +39,8 @@ def posterior_config(fitting: Fitting, method: Method, **fixed: Any) -> MonteCLo
         ConfigurationError: an option has a value that it cannot have, or belongs to the other objective.
     """
     given = {**method.values_of(MonteCLoRAConfig), **fixed}
+    if given.get("init_concentration") == OF_ROWS:
+        given["init_concentration"] = float(len(fitting.fit.data))
     if given.get("objective") == "elbo":
         given["num_train_examples"] = fitting.num_observations(fitting.likelihood(nn.Module()))
     return MonteCLoRAConfig(**given)

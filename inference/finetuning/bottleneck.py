@@ -1,4 +1,4 @@
-"""Houlsby adapters: a small bottleneck after each sub-layer of a frozen encoder."""
+"""Houlsby adapters: a small bottleneck after each sub-layer of a frozen transformer."""
 
 import re
 from collections.abc import Sequence
@@ -19,6 +19,10 @@ _SUBLAYERS = (
     (r"layer\.\d+\.attention\.out_lin", r"layer\.\d+\.ffn"),
     # MPNet
     (r"layer\.\d+\.attention\.dropout", r"layer\.\d+\.output\.dropout"),
+    # LLaMA, Mistral, Qwen
+    (r"layers\.\d+\.self_attn\.o_proj", r"layers\.\d+\.mlp\.down_proj"),
+    # ViT, which has one dropout for both, after the adapter then
+    (r"layers\.\d+\.attention\.o_proj", r"layers\.\d+\.mlp\.fc2"),
 )
 
 
@@ -67,9 +71,13 @@ def add_bottlenecks(
     It sits where the paper has it: after the sub-layer's projection back to the hidden width and its dropout, before
     the residual connection. The network is changed in place; the names of its own parameters stay as they are.
 
+    In a decoder such as LLaMA these are the "series adapters" of LLM-Adapters (arXiv 2304.01933), whose code differs
+    in having tanh inside and 256 for a size. RMSNorms are no LayerNorms: there as here they stay as they are.
+
     Args:
-        network: an encoder with a task head, without adapters.
-        head: paths of the modules that are trained in full: the task head, and whatever else starts at random.
+        network: an encoder, a ViT or a decoder of LLaMA's layout, without adapters.
+        head: paths of the modules that are trained in full: the task head, and whatever else starts at random. The
+            head of a language model is none of these.
         size: of the bottleneck; 64 is what the paper has where one size serves all tasks.
         init_std: standard deviation of the adapters' weights at the start.
 
@@ -77,7 +85,7 @@ def add_bottlenecks(
         The paths of the adapters, two for each layer.
 
     Raises:
-        ConfigurationError: no encoder layers of a known layout, an unknown module in `head`, or a value outside its
+        ConfigurationError: no layers of a known layout, an unknown module in `head`, or a value outside its
             domain.
         AdapterError: the network has bottlenecks already.
 
@@ -116,7 +124,7 @@ def _find_sublayers(network: nn.Module, paths: Sequence[str]) -> list[str]:
         " and ".join(ending.replace(r"\d+", "N").replace("\\", "") for ending in f) for f in _SUBLAYERS
     )
     raise ConfigurationError(
-        f"{type(network).__name__} has no encoder layers of a known layout, so no place for bottleneck adapters. "
+        f"{type(network).__name__} has no layers of a known layout, so no place for bottleneck adapters. "
         f"Looked for modules whose paths end in {looked_for}. Train it another way: lora, dora, adalora or full."
     )
 

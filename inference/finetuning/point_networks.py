@@ -60,10 +60,11 @@ def make_network(
         dora      m W / |W|, W = W0 + (alpha / r) B A, the norm by rows; m is trained too (arXiv 2402.09353)
         adalora   W0 + (alpha / r0) B diag(e) A with r0 = 1.5 r, of which r are left on average (arXiv 2303.10512);
                   its loss has 0.5 times the distance of A and B from orthogonal ones besides, as PEFT adds it
-        adapter   a bottleneck after each sub-layer; LayerNorms are trained too (arXiv 1902.00751)
+        adapter   a bottleneck after each sub-layer (`add_bottlenecks`); LayerNorms are trained too (arXiv 1902.00751)
         full      all parameters are trained
 
-    The task head is trained in each. All start at the base model's function, but for `adapter`, which starts near it.
+    The task head is trained in each; that of a language model, which comes with it, in `full` alone. All start at the
+    base model's function, but for `adapter`, which starts near it.
 
     Args:
         way: one of these.
@@ -138,7 +139,9 @@ def count_trainable(network: nn.Module) -> int:
 
 
 def _head(network: PreTrainedModel) -> list[str]:
-    """Everything outside of the transformer itself."""
+    """Everything outside of the transformer itself, unless it says tokens: then it is pretrained like the rest."""
+    if network.get_output_embeddings() is not None:
+        return []
     children = dict(network.named_children())
     if network.base_model_prefix not in children:
         raise ConfigurationError(

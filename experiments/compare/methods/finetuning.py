@@ -2,21 +2,25 @@
 
 from functools import partial
 
+from bayes_lora.checks import require_count
 from bayes_lora.experiments.compare.fitting import POINT, Fitted, Fitting
-from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Option
+from bayes_lora.experiments.compare.method_spec import Method, MethodSpec, Option, default_of
 from bayes_lora.experiments.compare.training_options import LEARNING_RATE, OF_POINT
 from bayes_lora.inference import FitOptions, PointEstimate
-from bayes_lora.inference.finetuning.point_networks import Way
+from bayes_lora.inference.finetuning.point_networks import Way, make_network
+
+BOTTLENECK_SIZE = Option("bottleneck_size", default_of(make_network, "bottleneck_size"), require_count)
 
 
 def _build(way: Way, fitting: Fitting, method: Method, seed: int) -> Fitted:
     folder = fitting.place(method.training.folder, seed)
-    point, cost = fitting.train_point(way, folder, seed, **method.values_of(FitOptions))
+    made_with = {BOTTLENECK_SIZE.name: method.value(BOTTLENECK_SIZE.name)} if way == "adapter" else {}
+    point, cost = fitting.train_point(way, folder, seed, made_with=made_with, **method.values_of(FitOptions))
     return Fitted(PointEstimate(point.network), cost)
 
 
 def _spec(
-    way: Way, summary: str, source: str, *, learning_rate: Option = LEARNING_RATE, stands_for: str = ""
+    way: Way, summary: str, source: str, *own: Option, learning_rate: Option = LEARNING_RATE, stands_for: str = ""
 ) -> MethodSpec:
     return MethodSpec(
         name=way,
@@ -25,7 +29,7 @@ def _spec(
         passes="1",
         source=source,
         build=partial(_build, way),
-        options=tuple(learning_rate if option is LEARNING_RATE else option for option in OF_POINT),
+        options=(*(learning_rate if option is LEARNING_RATE else option for option in OF_POINT), *own),
         samples="one",
         stands_for=stands_for,
         classes_only=way == "adalora",
@@ -55,6 +59,7 @@ SPECS = (
         "adapter",
         "a bottleneck after each sub-layer, and LayerNorms",
         "Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP (arXiv 1902.00751)",
+        BOTTLENECK_SIZE,
         learning_rate=_rate(5e-4),
     ),
 )

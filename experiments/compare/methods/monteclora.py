@@ -12,6 +12,7 @@ from bayes_lora.experiments.compare.training_options import (
     OF_POINT,
     OF_POSTERIOR,
     POSTERIOR_LEARNING_RATE,
+    SCALE_SCHEDULE,
 )
 
 
@@ -32,7 +33,7 @@ def _spec(name: str, summary: str, python: str, **fixed: Any) -> MethodSpec:
         passes="S",
         source="arXiv 2411.04358, Algorithm 1",
         build=partial(_build, config_of),
-        options=(*OF_POSTERIOR, *OF_POINT, POSTERIOR_LEARNING_RATE),
+        options=(*OF_POSTERIOR, *OF_POINT, POSTERIOR_LEARNING_RATE, SCALE_SCHEDULE),
         has_noise=True,
         check=config_of,
     )

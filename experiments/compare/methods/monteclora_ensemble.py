@@ -15,6 +15,7 @@ from bayes_lora.experiments.compare.training_options import (
     OF_POINT,
     OF_POSTERIOR,
     POSTERIOR_LEARNING_RATE,
+    SCALE_SCHEDULE,
 )
 from bayes_lora.inference import Mixture, predict
 
@@ -52,6 +53,7 @@ SPECS = (
             *OF_POSTERIOR,
             *OF_POINT,
             POSTERIOR_LEARNING_RATE,
+            SCALE_SCHEDULE,
         ),
         check=_check,
     ),

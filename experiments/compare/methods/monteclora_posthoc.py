@@ -9,6 +9,7 @@ from bayes_lora.experiments.compare.training_options import (
     OF_POSTERIOR,
     POSTERIOR_LEARNING_RATE,
     QUARTER_OF_EPOCHS,
+    SCALE_SCHEDULE,
     quarter_of_epochs,
 )
 
@@ -34,6 +35,7 @@ SPECS = (
             *OF_POSTERIOR,
             QUARTER_OF_EPOCHS,
             POSTERIOR_LEARNING_RATE,
+            SCALE_SCHEDULE,
         ),
         has_noise=True,
         check=posterior_config,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import DataCollatorWithPadding
 
+from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.compare.fitting import POINT, Fitted, Fitting
 from bayes_lora.experiments.compare.method_spec import SUFFIXES, Method, MethodSpec, Needs
 from bayes_lora.experiments.compare.methods import METHODS, parse_methods
@@ -178,6 +179,51 @@ def test_lora_with_options_is_the_same_training_under_them(fitting: Fitting, eva
         return sum(float(weight.detach().square().sum()) for name, weight in named if "lora_" in name)
 
     assert size(decayed) < 0.9 * size(same) == 0.9 * size(shared)
+
+
+@pytest.mark.parametrize(("written", "low", "high"), [("1", 1, 1), ("random", 0, 1), ("rows", 32, 32)])
+def test_where_the_concentration_starts(written: str, low: float, high: float, fitting: Fitting) -> None:
+    """A training at rate 0 leaves it there."""
+    method = named(f"monteclora[init_concentration={written},posterior_learning_rate=1e-12]")
+    method.check(fitting)
+    guide = method.build(fitting, 0).predictor.args[1]  # type: ignore[attr-defined]
+    found = guide.concentration.detach()
+    assert len(fitting.fit.data) == 32
+    torch.testing.assert_close(found.clamp(low, high), found, rtol=1e-4, atol=1e-4)
+    assert (found.std() > 0.1) == (written == "random")
+
+
+def test_a_schedule_of_one_method_is_that_of_the_study(
+    fitting: Fitting, evaluated: EncodedRows, tmp_path: Path
+) -> None:
+    shared = replace(fitting.study, training=replace(fitting.study.training, scale_schedule="linear"))
+    of_all = replace(fitting, study=shared, folder=tmp_path)
+    moved, all_moved, constant = (
+        named(written).build(where, 0).predictor(evaluated.loader(), num_samples=1, seed=1).logits
+        for written, where in (
+            ("monteclora[sample_scale=0.1,scale_schedule=linear]", fitting),
+            ("monteclora[sample_scale=0.1]", of_all),
+            ("monteclora[sample_scale=0.1]", fitting),
+        )
+    )
+    assert torch.equal(moved, all_moved)
+    assert not torch.equal(moved, constant)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            "init_concentration=some",
+            r"init_concentration='some' must be positive .*or 'rows', the number of training rows",
+        ),
+        ("init_concentration=0", "init_concentration=0 must be positive"),
+        ("scale_schedule=steep", "scale_schedule='steep' is none of 'constant', 'linear'"),
+    ],
+)
+def test_options_of_a_posterior_that_cannot_be(written: str, said: str, fitting: Fitting) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        named(f"monteclora[{written}]").check(fitting)
 
 
 def test_untrained_is_the_base_model(fitting: Fitting, evaluated: EncodedRows) -> None:

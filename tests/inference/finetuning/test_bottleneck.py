@@ -2,6 +2,9 @@
 
 import copy
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,11 +24,14 @@ from transformers import (
     PreTrainedModel,
     RobertaConfig,
     RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from bayes_lora.errors import AdapterError, ConfigurationError
 from bayes_lora.inference.finetuning.bottleneck import Bottleneck, add_bottlenecks
-from tests.networks import Batch, build_bert
+from bayes_lora.inference.finetuning.point_networks import make_network
+from tests.networks import Batch, build_bert, build_llama
 from tests.statistics import assert_mean
 
 SIZES: dict[str, Any] = {
@@ -59,6 +65,17 @@ def redraw(network: torch.nn.Module) -> None:
         if isinstance(module, Bottleneck):
             for parameter in module.parameters():
                 torch.nn.init.normal_(parameter, std=0.5)
+
+
+@contextmanager
+def without_adapters(network: torch.nn.Module) -> Iterator[None]:
+    """The network as it was, for a while."""
+    held = {module: dict(module._forward_hooks) for module in network.modules() if hasattr(module, "bottleneck")}
+    for module in held:
+        module._forward_hooks.clear()
+    yield
+    for module, hooks in held.items():
+        module._forward_hooks.update(hooks)
 
 
 def test_the_formula() -> None:
@@ -169,6 +186,63 @@ def test_encoders_get_two_adapters_a_layer_and_train_nothing_else(network: Any, 
     assert all(encoder.get_parameter(name).grad.abs().max() > 0 for name in inside)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_decoder_has_them_in_the_same_places_and_trains_nothing_else(tied: bool) -> None:
+    torch.manual_seed(0)
+    network: Any = build_llama(tied=tied).double().eval()
+    names = {name for name, _ in network.named_parameters()}
+    point = make_network("adapter", network, bottleneck_size=5)
+    redraw(network)
+    tokens = torch.randint(1, 50, (3, 7))
+    core, positions = network.model, torch.arange(7)[None]
+    hidden = core.embed_tokens(tokens)
+    mask = torch.full((7, 7), -math.inf, dtype=torch.double).triu(1)[None, None]
+    turned = core.rotary_emb(hidden, positions)
+    for layer in core.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        # The adapter is called by hand on what comes without it.
+        with without_adapters(network):
+            found, _ = attention(layer.input_layernorm(hidden), turned, mask)
+        hidden = hidden + attention.o_proj.bottleneck(found)
+        with without_adapters(network):
+            found = mlp(layer.post_attention_layernorm(hidden))
+        hidden = hidden + mlp.down_proj.bottleneck(found)
+    expected = network.lm_head(core.norm(hidden))
+    torch.testing.assert_close(network(tokens).logits, expected, rtol=1e-10, atol=1e-10)
+    trained = {name for name, value in network.named_parameters() if value.requires_grad}
+    assert point.new_modules == ()
+    assert len(trained) == 2 * 2 * 4
+    assert not trained & names
+    network(tokens, labels=tokens).loss.backward()
+    assert all(network.get_parameter(name).grad.abs().max() > 0 for name in trained)
+
+
+def test_a_vit_has_them_in_the_same_places() -> None:
+    """An adapter that adds a constant to everything adds it to the bias of the projection before it."""
+    torch.manual_seed(0)
+    sizes = {name: SIZES[name] for name in SIZES if name not in ("vocab_size", "max_position_embeddings")}
+    base = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)).double().eval()
+    adapted = copy.deepcopy(base)
+    paths = add_bottlenecks(adapted, ["classifier"], size=5)
+    constants = torch.randn(4, 16, dtype=torch.double)
+    # Two layouts: in transformers up to 5.6 a ViT is built as BERT is.
+    projection = r"(attention\.output\.dense|output\.dense|attention\.o_proj|mlp\.fc2)\.bias$"
+    biases = [name for name, _ in base.named_parameters() if re.search(projection, name)]
+    assert len(biases) == len(paths) == 4
+    with torch.no_grad():
+        for path, bias, constant in zip(paths, biases, constants, strict=True):
+            bottleneck: Any = adapted.get_submodule(path)
+            bottleneck.up.weight.zero_()
+            bottleneck.up.bias.copy_(constant)
+            base.get_parameter(bias).add_(constant)
+        pixels = torch.randn(2, 3, 8, 8, dtype=torch.double)
+        torch.testing.assert_close(adapted(pixels).logits, base(pixels).logits, rtol=1e-10, atol=1e-10)
+    trained = {name for name, value in adapted.named_parameters() if value.requires_grad}
+    others = {name for name in trained if "bottleneck" not in name and "layernorm" not in name}
+    assert others == {"classifier.weight", "classifier.bias"}
+    assert any("layernorm" in name for name in trained)
+
+
 def test_a_copy_has_adapters_of_its_own(batch: Batch) -> None:
     _, network = build_encoder()
     before = logits(network, batch)
@@ -182,7 +256,7 @@ def test_what_cannot_be_adapted_is_refused_and_left_alone() -> None:
     gpt2 = GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2))
     with pytest.raises(
         ConfigurationError,
-        match=r"GPT2ForSequenceClassification has no encoder layers of a known layout.*"
+        match=r"GPT2ForSequenceClassification has no layers of a known layout.*"
         r"Looked for modules whose paths end in layer\.N\.attention\.output\.dropout and layer\.N\.output\.dropout; "
         r".*Train it another way: lora, dora, adalora or full",
     ):
