@@ -63,7 +63,7 @@ class Cell:
         """With this seed alone."""
         values = {**self.recipe.settings, **dict(self.shared)}
         more = {"outside": self.task.outside, "outside_dir": data_dir, "seeds": (self.seed,)}
-        return make_study(self.task.source, self.recipe.base_model, values, **more)
+        return make_study(self.task.source, self.recipe.base_place, values, **more)
 
 
 def cells_of(recipe: Recipe) -> list[Cell]:

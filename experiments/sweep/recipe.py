@@ -9,6 +9,7 @@ from typing import Any
 from bayes_lora.errors import BayesLoRAError, RecipeError
 from bayes_lora.experiments.compare.method_spec import Method
 from bayes_lora.experiments.compare.methods import METHODS, parse_methods
+from bayes_lora.experiments.networks.named_models import named_models
 from bayes_lora.experiments.sweep.lined_yaml import Lined, read_lined
 from bayes_lora.experiments.sweep.settings import SETTINGS, Point, at_point, make_study, resolved
 from bayes_lora.experiments.tasks.sources import RowsSource
@@ -40,7 +41,8 @@ class Recipe:
         name: of the sweep, and of its form where that is not the recipe's own.
         about: one sentence.
         source: where the design is from, such as "arXiv 2411.04358, Table 6".
-        base_model: see `Study`.
+        base_model: as it is written; see `base_place`.
+        folder: where relative paths start.
         tasks: at least one.
         methods: as `compare` takes them.
         seeds: of every point.
@@ -52,11 +54,18 @@ class Recipe:
     about: str
     source: str
     base_model: str
+    folder: Path
     tasks: tuple[RecipeTask, ...]
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
     grid: Mapping[str, tuple[Any, ...]]
+
+    @property
+    def base_place(self) -> str:
+        """The base model as `Study` takes it: a folder that is there from `folder` on, or else what is written."""
+        here = str(resolved(self.base_model, self.folder))
+        return here if self.base_model not in named_models() and Path(here).is_dir() else self.base_model
 
     @property
     def shared_axes(self) -> tuple[str, ...]:
@@ -92,13 +101,15 @@ def read_recipe(name: str, form: str | None = None, data_dir: Path | None = None
         name: one that comes with the library, see `recipe_names`, or a YAML file.
         form: one of its `forms`, whose keys take the place of the recipe's own; of settings each its own.
         data_dir: folder of built-in tasks, and where relative paths of the recipe start; None is the hub, and the
-            recipe's own folder.
+            recipe's own folder, or for one that comes with the library the working directory.
 
     Raises:
         RecipeError: names file, line, and what may stand there.
     """
     path = Path(name)
+    folder = data_dir or path.resolve().parent
     if path.suffix not in (".yaml", ".yml"):
+        folder = data_dir or Path.cwd()
         path = RECIPES / f"{name}.yaml"
         if not path.is_file():
             raise RecipeError(
@@ -117,7 +128,7 @@ def read_recipe(name: str, form: str | None = None, data_dir: Path | None = None
     for key in ("name", "base_model", "tasks", "methods"):
         if key not in entries:
             top.fault(f"the recipe has no {key!r}. Its keys are {', '.join(_KEYS)}.")
-    return _recipe(entries, suffix, data_dir, path)
+    return _recipe(entries, suffix, data_dir, folder, path)
 
 
 def _with_form(entries: dict[str, Lined], form: Lined) -> dict[str, Lined]:
@@ -129,8 +140,8 @@ def _with_form(entries: dict[str, Lined], form: Lined) -> dict[str, Lined]:
     return merged
 
 
-def _recipe(entries: dict[str, Lined], suffix: str, data_dir: Path | None, path: Path) -> Recipe:
-    tasks = _tasks(entries["tasks"], data_dir, path)
+def _recipe(entries: dict[str, Lined], suffix: str, data_dir: Path | None, folder: Path, path: Path) -> Recipe:
+    tasks = _tasks(entries["tasks"], data_dir, folder)
     methods = _methods(entries["methods"])
     settings = _settings(entries.get("settings"))
     grid = _grid(entries.get("grid"), methods)
@@ -146,6 +157,7 @@ def _recipe(entries: dict[str, Lined], suffix: str, data_dir: Path | None, path:
         about,
         source,
         base_model,
+        folder,
         tasks,
         methods,
         seeds,
@@ -167,8 +179,8 @@ def _known(node: Lined, what: str, names: tuple[str, ...]) -> dict[str, Lined]:
     return entries
 
 
-def _tasks(node: Lined, data_dir: Path | None, path: Path) -> tuple[RecipeTask, ...]:
-    found = [_task(entry, data_dir, path) for entry in node.items("tasks")]
+def _tasks(node: Lined, data_dir: Path | None, folder: Path) -> tuple[RecipeTask, ...]:
+    found = [_task(entry, data_dir, folder) for entry in node.items("tasks")]
     names = [task.name for task in found]
     for entry, name in zip(node.value, names, strict=True):
         if names.count(name) > 1:
@@ -176,7 +188,7 @@ def _tasks(node: Lined, data_dir: Path | None, path: Path) -> tuple[RecipeTask, 
     return tuple(found)
 
 
-def _task(node: Lined, data_dir: Path | None, path: Path) -> RecipeTask:
+def _task(node: Lined, data_dir: Path | None, folder: Path) -> RecipeTask:
     if isinstance(node.value, dict):
         given = _known(node, "a task", ("task", "name", "outside", *_OF_FILES))
     else:
@@ -187,7 +199,6 @@ def _task(node: Lined, data_dir: Path | None, path: Path) -> RecipeTask:
     if task is None and "name" not in given:
         node.fault("a task of your own rows needs a name: write name: NAME beside train_file or train_dir.")
     of_files: dict[str, Any] = {name: given[name].plain() for name in _OF_FILES if name in given}
-    folder = data_dir or path.resolve().parent
     for name in ("train_file", "eval_file", "train_dir", "eval_dir"):
         if name in of_files:
             of_files[name] = resolved(given[name].text(name), folder)
@@ -301,7 +312,7 @@ def _check_values(recipe: Recipe, settings: dict[str, Lined], grid: dict[str, Li
 def _made(recipe: Recipe, values: Mapping[str, Any], node: Lined | None, where: str) -> None:
     for task in recipe.tasks:
         try:
-            make_study(task.source, recipe.base_model, values, outside=task.outside, seeds=recipe.seeds)
+            make_study(task.source, recipe.base_place, values, outside=task.outside, seeds=recipe.seeds)
         except (BayesLoRAError, TypeError) as error:
             if node is None:
                 raise RecipeError(f"recipe {recipe.name}: {error}") from error

@@ -30,10 +30,11 @@ from bayes_lora.experiments.sweep.results import Row, rows_in, write_results
 from bayes_lora.experiments.sweep.status import STORAGE_FILE, Status, sqlite_url
 from bayes_lora.experiments.sweep.storage import open_storage, shown_url
 from bayes_lora.experiments.sweep.working import Work
-from bayes_lora.files import write_json
+from bayes_lora.files import sha256_of, write_json
 
 _REFRESH_SECONDS = 1.0
 _RESTARTS = 5  # of each worker
+_OF_BASE = "the base model"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Sweep:
         folder: of its results on this machine.
         data_dir: see `read_recipe`.
         options: how it is run.
-        checksums: of each task's rows; all machines must have the same.
+        checksums: of each task's rows, and of a base model that is a folder; all machines must have the same.
         until: no cell is claimed after this, in seconds since the epoch.
     """
 
@@ -83,7 +84,7 @@ class Sweep:
 
     @classmethod
     def of(cls, recipe: Recipe, folder: Path, options: Options, data_dir: Path | None = None) -> "Sweep":
-        """Read the rows once.
+        """Read the rows once, and the base model's weights where the recipe names it by a relative path.
 
         Raises:
             TaskError, DataError: see `Study.load`.
@@ -93,6 +94,8 @@ class Sweep:
             if cell.task.name not in checksums:
                 study = cell.study(data_dir)
                 checksums[cell.task.name] = study.checksum(study.load())
+        if recipe.base_place != recipe.base_model:  # made on this machine, perhaps on each one anew
+            checksums[_OF_BASE] = _weights_checksum(Path(recipe.base_place))
         until = math.inf if options.max_hours is None else time.time() + 3600 * options.max_hours
         return cls(recipe, folder, data_dir, options, checksums, until)
 
@@ -131,6 +134,11 @@ class Sweep:
         """What one worker does."""
         options = self.options
         Work(queue, self.folder, self.data_dir, options.device, options.keep_trained, self.until).run(on_cell)
+
+
+def _weights_checksum(folder: Path) -> str:
+    files = sorted(folder.glob("*.safetensors"))
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()[:16]
 
 
 def run_sweep(sweep: Sweep, console: Console) -> tuple[list[Row], Status]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from bayes_lora.experiments.demo.digits import make_digits
 from bayes_lora.experiments.networks.base_models import resolve_base_model
 from bayes_lora.experiments.rows.rows import write_jsonl
 from bayes_lora.experiments.tasks.embedded_task import make_embedded_task
@@ -61,6 +62,14 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     build_llama(vocab_size=len(tokenizer), max_positions=512).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits as files, with a small ViT that has seen half of them once."""
+    folder = tmp_path_factory.mktemp("images") / "digits"
+    make_digits(folder, epochs=1)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """What a recipe may say; what it may not is refused by file and line, before anything is trained."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bayes_lora.errors import RecipeError, RunExistsError, StorageError
 from bayes_lora.experiments.sweep import storage
@@ -105,6 +107,35 @@ def test_a_grid_without_an_axis_and_a_recipe_that_is_not_there(tmp_path: Path) -
 def small(folder: Path, base: str, data_dir: Path, out: str, epochs: int = 1, **options: object) -> Sweep:
     text = f"tasks: [mrpc]\nmethods: [base_rate]\nsettings: {{epochs: {epochs}, num_samples: 1}}\nseeds: [0]\n"
     return make_sweep(write_recipe(folder, base, text), data_dir, folder / out, **options)
+
+
+def test_a_base_model_beside_the_recipe_is_found_and_must_stay_what_it_is(
+    base: str, data_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(base, tmp_path / "net")
+    shutil.copytree(data_dir / "mrpc", tmp_path / "mrpc")
+    sweep = small(tmp_path, "./net", data_dir=tmp_path, out="first")
+    assert sweep.recipe.base_place == str(tmp_path / "net")
+    assert cells_of(sweep.recipe)[0].study().base_model == str(tmp_path / "net")
+    assert sweep.recipe.to_json()["base_model"] == "./net"  # the same on a machine that has it elsewhere
+    run_sweep(sweep, QUIET)
+    weights = tmp_path / "net" / "model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(RunExistsError, match="holds a study with other settings"):
+        run_sweep(small(tmp_path, "./net", data_dir=tmp_path, out="first"), QUIET)
+    (tmp_path / "minilm").mkdir()  # a short name is no folder
+    assert small(tmp_path, "minilm", data_dir=tmp_path, out="second").recipe.base_place == "minilm"
+
+
+def test_paths_of_a_recipe_of_the_library_start_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digits" / "small-vit").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe("digits-vit")
+    assert recipe.base_place == str(tmp_path / "digits" / "small-vit")
+    assert recipe.tasks[0].source.train_dir == str(tmp_path / "digits" / "train")
+    assert read_recipe("digits-vit", data_dir=tmp_path / "elsewhere").base_place == "./digits/small-vit"
 
 
 def test_a_storage_or_folder_of_something_else_is_refused_before_any_training(

@@ -1,5 +1,6 @@
 """Every recipe parses in every form, and each of its methods trains and predicts."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,17 +36,41 @@ def test_a_recipe_parses_and_has_cells(name: str, form: str | None) -> None:
         assert cell.study().seeds == (cell.seed,)
 
 
-def tiny(recipe: Recipe, base: str, decoder: str, data_dir: Path, rows: Path) -> Recipe:
+@pytest.fixture(scope="module")
+def few(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images of each class."""
+    folder = tmp_path_factory.mktemp("few")
+    for path in digits.glob("[te]*/*"):
+        (folder / path.relative_to(digits)).mkdir(parents=True)
+        for image in sorted(path.iterdir())[:10]:
+            shutil.copy(image, folder / image.relative_to(digits))
+    return folder
+
+
+@pytest.fixture
+def sources(
+    base: str, decoder: str, data_dir: Path, completions: Path, digits: Path, few: Path
+) -> dict[str, tuple[str, RowsSource]]:
+    """Tiny base models and rows, by type of task."""
+    images = RowsSource(train_dir=str(few / "train"), eval_dir=str(few / "eval"), task_type="image")
+    return {
+        "classification": (base, RowsSource(task="mrpc", data_dir=str(data_dir))),
+        "language_model": (decoder, RowsSource(train_file=str(completions), task_type="language_model")),
+        "image": (str(digits / "small-vit"), images),
+    }
+
+
+def tiny(recipe: Recipe, sources: dict[str, tuple[str, RowsSource]]) -> Recipe:
     """The last value of each axis, on a tiny network and task."""
-    texts = recipe.tasks[0].source.task_type == "classification"
-    source = RowsSource(task="mrpc", data_dir=str(data_dir))
-    if not texts:
-        source = RowsSource(train_file=str(rows), task_type="language_model")
+    kind = recipe.tasks[0].source.task_type
+    base, source = sources[kind]
     fixed = {**recipe.settings, **STEP}
     fixed = {key: value for key, value in fixed.items() if key not in ("train_rows", "eval_rows")}
+    if kind == "image":
+        del fixed["max_length"]  # of which images have none
     grid = {axis: values[-1:] for axis, values in recipe.grid.items() if axis not in fixed}
     task = RecipeTask("tiny", source)
-    return replace(recipe, base_model=base if texts else decoder, tasks=(task,), seeds=(0,), settings=fixed, grid=grid)
+    return replace(recipe, base_model=base, tasks=(task,), seeds=(0,), settings=fixed, grid=grid)
 
 
 def key(cell: Cell) -> object:
@@ -57,12 +82,12 @@ def key(cell: Cell) -> object:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_each_method_of_a_recipe_trains(
-    name: str, base: str, decoder: str, data_dir: Path, completions: Path, tmp_path: Path, empty_queue: Queue
+    name: str, sources: dict[str, tuple[str, RowsSource]], tmp_path: Path, empty_queue: Queue
 ) -> None:
     work = Work(empty_queue, tmp_path)
     forms = [form for of, form in FORMS if of == name]
     for form in forms:
-        for cell in cells_of(tiny(read_recipe(name, form), base, decoder, data_dir, completions)):
+        for cell in cells_of(tiny(read_recipe(name, form), sources)):
             if key(cell) in _DONE:
                 continue
             report, failed = work.do(cell)
