@@ -43,6 +43,19 @@ def median(values: Array) -> Array:
     return np.asarray(np.median(values, axis=-1))
 
 
+def regret_of_random(of_points: Array) -> Array:
+    """max - mean over points, of which more is better, (..., point) to (...): what a point at random loses."""
+    return np.asarray(of_points.max(-1) - of_points.mean(-1))
+
+
+def largest_gain(gains: Array) -> Array:
+    """max(0, max over points), (..., point) to (...).
+
+    Of what each point is better by than one of them, such as the grid's middle, it is what taking that one loses.
+    """
+    return np.asarray(np.maximum(gains.max(-1), 0.0))
+
+
 STATISTICS: Mapping[str, Statistic] = MappingProxyType(
     {"median": median, "spread": spread, "iqr": inter_quartile_range}
 )
@@ -126,6 +139,54 @@ def signed_rank_p(first: Array, second: Array) -> float:
     if np.array_equal(first, second):
         return 1.0
     return float(wilcoxon(first, second).pvalue)
+
+
+def distances_p(first: Array, second: Array) -> float:
+    """Whether one method's results lie nearer to each other than another's in the same cells.
+
+    The two-sided p-value of Wilcoxon's signed-rank test of |x - median(x)| against |y - median(y)|, over cells. The
+    median takes the mean's place as in the test of Brown and Forsythe (1974, Robust tests for the equality of
+    variances), and the pairs that of their independent groups. Of symmetric results it errs as often as it says at
+    most; of log-normal ones with sigma = 1, 27 cells, in 8 % at a level of 5 %, since medians are estimated.
+
+    Args:
+        first: of one method, (cell,).
+        second: of another in the same cells.
+
+    Raises:
+        DataError: see `signed_rank_p`.
+
+    Example:
+        >>> wide, narrow = np.arange(8.0) ** 2, np.arange(8.0)
+        >>> distances_p(wide, narrow) < 0.05
+        True
+    """
+    first, second = _checked(first, 1), _checked(second, 1)
+    return signed_rank_p(abs(first - np.median(first)), abs(second - np.median(second)))
+
+
+def holm(p_values: Array) -> Array:
+    """p-values of several comparisons, corrected for their number.
+
+        p'_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)),   p_(1) <= ... <= p_(m)
+
+    Those below a level are false, any of them, with at most that probability, however the tests depend on each other.
+
+    Args:
+        p_values: (comparison,); one that is NaN is no comparison, and stays.
+
+    Source: S. Holm 1979, A simple sequentially rejective multiple test procedure.
+
+    Example:
+        >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
+        [0.03, 0.06, 0.06]
+    """
+    found = np.asarray(p_values, dtype=np.float64).copy()
+    known = np.flatnonzero(~np.isnan(found))
+    order = known[np.argsort(found[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    found[order] = np.minimum(1.0, np.maximum.accumulate(factors * found[order]))
+    return found
 
 
 def interval_over_cells(

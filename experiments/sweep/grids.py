@@ -27,6 +27,30 @@ Place = tuple[tuple[tuple[str, Any], ...], int]
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Cells as points and seeds.
+
+    Attributes:
+        cells: (point, seed), indices of cells.
+        middle: index of the grid's middle among the points; None where it is not there.
+        higher_is_better: of the metric.
+    """
+
+    cells: NDArray[np.int64]
+    middle: int | None
+    higher_is_better: bool
+
+    def of_points(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(..., cell) to (..., point), the mean over seeds, of which more is better."""
+        return np.asarray((1 if self.higher_is_better else -1) * values[..., self.cells].mean(-1))
+
+    def gains(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(..., cell) to (..., point): by how much each point is better than the middle, which there must be."""
+        of_points = self.of_points(values)
+        return np.asarray(of_points - of_points[..., self.middle, None])
+
+
+@dataclass(frozen=True)
 class MethodGrid:
     """The results of one method on one task.
 
@@ -60,17 +84,23 @@ class MethodGrid:
         """(cell,), of all cells or those at some places."""
         return np.array([self.by_place[place].metrics[metric] for place in places or self.by_place])
 
-    def by_point(self, metric: str) -> tuple[NDArray[np.float64], int | None]:
-        """(point, seed) of the points that have every seed, and the index of the grid's middle among them."""
-        seeds = sorted({seed for _, seed in self.by_place})
+    def layout(self, metric: str, places: Sequence[Place] | None = None) -> "Layout":
+        """Which of some cells, or of all, are of which point; of the points that have every seed."""
+        places = list(places or self.by_place)
+        index = {place: number for number, place in enumerate(places)}
+        seeds = sorted({seed for _, seed in places})
         points = [
             point
-            for point in dict.fromkeys(point for point, _ in self.by_place)
-            if all((point, seed) in self.by_place for seed in seeds)
+            for point in dict.fromkeys(point for point, _ in places)
+            if all((point, seed) in index for seed in seeds)
         ]
-        values = [[self.by_place[point, seed].metrics[metric] for seed in seeds] for point in points]
-        middle = [index for index, point in enumerate(points) if self._is_middle(dict(point))]
-        return np.array(values).reshape(len(points), len(seeds)), middle[0] if middle else None
+        cells = [[index[point, seed] for seed in seeds] for point in points]
+        middle = [number for number, point in enumerate(points) if self._is_middle(dict(point))]
+        return Layout(
+            np.array(cells, dtype=np.int64).reshape(len(points), len(seeds)),
+            middle[0] if middle else None,
+            higher_is_better=HIGHER_IS_BETTER[metric],
+        )
 
     def losses(self, places: Sequence[Place]) -> dict[str, NDArray[np.float64]] | None:
         """(cell, row) of each metric that is a mean over rows; None where

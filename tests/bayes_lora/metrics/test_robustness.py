@@ -8,11 +8,15 @@ from scipy.stats import norm
 
 from bayes_lora.errors import DataError
 from bayes_lora.metrics.robustness import (
+    distances_p,
+    holm,
     inter_quartile_range,
     interval_over_cells,
     interval_over_rows,
     intrinsic_robustness,
+    largest_gain,
     median,
+    regret_of_random,
     robustness,
     signed_rank_p,
     spread,
@@ -86,6 +90,47 @@ def test_an_interval_over_rows_has_the_width_of_a_mean() -> None:
 def test_statistics_are_of_the_last_dimension() -> None:
     for statistic in (spread, inter_quartile_range, intrinsic_robustness, median):
         assert statistic(NLL) == pytest.approx([float(statistic(row)) for row in NLL])
+
+
+def test_regrets_of_points_are_those_of_a_grid() -> None:
+    of_points = -NLL.mean(1)
+    found = robustness(NLL, higher_is_better=False, middle=1)
+    assert regret_of_random(of_points) == pytest.approx(found.regret_of_random)
+    assert largest_gain(of_points - of_points[1]) == pytest.approx(found.regret_of_middle)
+    assert largest_gain((of_points - of_points[2])[[0, 1, 3]]) == 0.0  # the best, whatever points come along
+
+
+def test_holms_correction_by_its_definition() -> None:
+    """Step by step: the smallest is multiplied by their number, the next by one less, and none is below one before."""
+    p_values = np.random.default_rng(0).uniform(size=40) ** 3
+    left, corrected, before = list(range(40)), np.empty(40), 0.0
+    while left:
+        smallest = min(left, key=lambda number: p_values[number])
+        before = corrected[smallest] = min(1.0, max(before, len(left) * p_values[smallest]))
+        left.remove(smallest)
+    assert holm(p_values) == pytest.approx(corrected, rel=1e-15)
+    assert (holm(p_values) <= np.minimum(1, 40 * p_values)).all()  # at most Bonferroni's
+    assert holm(np.array([0.2, math.nan, 0.01])) == pytest.approx([0.2, math.nan, 0.02], nan_ok=True)
+
+
+def test_the_correction_keeps_false_alarms_below_its_level() -> None:
+    draws = np.random.default_rng(1).uniform(size=(2_000, 8))
+    alarms, uncorrected = (np.mean([(of(row) < 0.05).any() for row in draws]) for of in (holm, np.asarray))
+    assert alarms <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2_000)
+    assert uncorrected > 0.3  # 1 - .95^8 = .34: what it is there for
+
+
+@pytest.mark.parametrize(("factor", "low", "high"), [(1.0, 0.0, 0.05), (4.0, 0.95, 1.0)])
+def test_the_test_of_distances_sees_that_one_moves_less_and_nothing_else(
+    factor: float, low: float, high: float
+) -> None:
+    generator, found = np.random.default_rng(2), []
+    for _ in range(400):
+        shared, (first, second) = generator.standard_normal(27), generator.standard_normal((2, 27))
+        # What both have in common, and how good they are, does not matter.
+        found.append(distances_p(shared + first, 10 + factor * (shared + second)) < 0.05)
+    error = 4 * math.sqrt(0.05 * 0.95 / 400)
+    assert low - error <= np.mean(found) <= high + error
 
 
 def test_what_is_no_number_is_refused() -> None:

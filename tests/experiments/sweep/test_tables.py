@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import pyarrow.parquet
 import pytest
 
 from bayes_lora.errors import DataError
+from bayes_lora.experiments.sweep.differences import Difference, default_references, differences_of, moves
 from bayes_lora.experiments.sweep.grids import grids_of, middle_value
 from bayes_lora.experiments.sweep.published import read_published
-from bayes_lora.experiments.sweep.results import read_results
+from bayes_lora.experiments.sweep.results import Finished, Row, read_results
 from bayes_lora.experiments.sweep.status import read_status
-from bayes_lora.experiments.sweep.tables import differences_of, lines_of
+from bayes_lora.experiments.sweep.tables import Line, lines_of
+from bayes_lora.metrics.robustness import distances_p, robustness, signed_rank_p
 from tests.experiments.commands import run
 
 
@@ -38,22 +41,56 @@ def test_results_are_one_row_for_each_method_point_and_seed(finished: Path) -> N
     assert kept == {"history.json"}
 
 
-def test_lines_are_those_of_the_results(finished: Path) -> None:
+def lines_by_name(folder: Path) -> dict[tuple[str, str, str], Line]:
+    lines = lines_of(read_results(folder))
+    return {(line.method, line.metric, line.summary.statistic): line for line in lines}
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_lines_are_those_of_the_results(finished: Path, metric: str) -> None:
     rows = [row for row in read_results(finished).rows if row.method == "map"]
-    nll = np.array([row.metrics["nll"] for row in rows])
-    lines = {(line.method, line.metric, line.statistic): line for line in lines_of(read_results(finished))}
-    spread = lines["map", "nll", "spread"]
-    assert spread.value == pytest.approx(nll.max() - nll.min())
-    assert spread.high_cells <= spread.value + 1e-12  # of no resample it is larger
-    assert spread.low_rows <= spread.value <= spread.high_rows
-    assert lines["map", "nll", "intrinsic"].value == pytest.approx(1 / np.median(nll))
-    of_points = {
-        rate: np.mean([row.metrics["nll"] for row in rows if row.point["learning_rate"] == rate])
-        for rate in (1e-3, 1e-2, 1e-1)
+    values = {
+        rate: [row.metrics[metric] for row in rows if row.point["learning_rate"] == rate] for rate in (1e-3, 1e-2, 1e-1)
     }
-    regret = lines["map", "nll", "regret_of_middle"].value
-    assert regret == pytest.approx(of_points[1e-2] - min(of_points.values()), abs=1e-12)
-    assert spread.cells == 6
+    expected = asdict(robustness(np.array(list(values.values())), higher_is_better=metric == "accuracy", middle=1))
+    lines = lines_by_name(finished)
+    found = {name: lines["map", metric, name].summary.value for name in expected if name != "num_cells"}
+    assert found == pytest.approx({name: expected[name] for name in found}, abs=1e-12)
+    assert lines["map", metric, "spread"].cells == expected["num_cells"] == 6
+    if metric == "nll":
+        assert lines["map", metric, "intrinsic"].summary.value == pytest.approx(1 / expected["median"])
+
+
+def test_intervals_lie_about_what_they_are_of(finished: Path) -> None:
+    lines = lines_by_name(finished)
+    for name in ("median", "spread", "iqr", "regret_of_middle", "regret_of_random"):
+        summary = lines["map", "nll", name].summary
+        assert summary.low_cells <= summary.value + 1e-12
+        assert summary.low_rows <= summary.value <= summary.high_rows
+    for name in ("spread", "regret_of_middle"):
+        summary = lines["map", "nll", name].summary
+        assert summary.high_cells <= summary.value + 1e-12  # of no resample it is larger
+
+
+def test_an_interval_of_a_regret_over_rows_is_that_of_a_slow_bootstrap(finished: Path) -> None:
+    results = read_results(finished)
+    grid = grids_of(results)["mrpc"]["map"]
+    places = list(grid.by_place)
+    losses = grid.losses(places)
+    assert losses is not None
+    generator, slow = np.random.default_rng(5), []
+    for _ in range(400):
+        rows = generator.integers(losses["nll"].shape[1], size=losses["nll"].shape[1])
+        means = {place: losses["nll"][number, rows].mean() for number, place in enumerate(places)}
+        points = [np.mean([means[place] for place in places if place[0] == point]) for point in dict(places)]
+        middle = [dict(point)["learning_rate"] for point in dict(places)].index(1e-2)
+        slow.append(points[middle] - min(points))
+    summary = lines_by_name(finished)["map", "nll", "regret_of_middle"].summary
+    for number, share in ((summary.low_rows, 0.025), (summary.high_rows, 0.975)):
+        # Quantiles of 400 draws here and of 2,000 there: four standard errors of both.
+        error = 4 * math.sqrt(share * (1 - share) * (1 / 400 + 1 / 2_000))
+        assert np.mean(np.array(slow) < number - 1e-9) <= share + error
+        assert np.mean(np.array(slow) <= number + 1e-9) >= share - error
 
 
 def test_differences_are_over_the_cells_that_both_have(finished: Path) -> None:
@@ -63,14 +100,81 @@ def test_differences_are_over_the_cells_that_both_have(finished: Path) -> None:
     assert pairs == {("base_rate", "map"): 6, ("monteclora", "monteclora+mean"): 12}
     with pytest.raises(DataError, match="--reference 'nobody' is none of the methods, map,"):
         differences_of(read_results(finished), ["nobody"])
+    # Two references are compared with each other once.
+    found = differences_of(read_results(finished), ["map", "base_rate"])
+    assert {(line.method, line.minus) for line in found} == {("base_rate", "map")}
+
+
+def test_a_difference_is_that_of_two_lines_with_the_tests_of_its_cells(finished: Path) -> None:
+    lines, grids = lines_by_name(finished), grids_of(read_results(finished))["mrpc"]
+    places = list(grids["map"].by_place)
+    first, second = (grids[name].values("nll", places) for name in ("base_rate", "map"))
+    found = {
+        line.summary.statistic: line for line in differences_of(read_results(finished), ["map"]) if line.metric == "nll"
+    }
+    assert set(found) == {"median", "spread", "iqr", "intrinsic", "regret_of_middle", "regret_of_random"}
+    for name, line in found.items():
+        expected = lines["base_rate", "nll", name].summary.value - lines["map", "nll", name].summary.value
+        assert line.summary.value == pytest.approx(expected, abs=1e-12)
+    assert found["median"].p_value == signed_rank_p(first, second)
+    assert found["iqr"].p_value == distances_p(first, second)
+    assert all(math.isnan(found[name].p_corrected) for name in found if name not in ("median", "iqr"))
+
+
+def invented(finished: Path, methods: dict[str, float], noise: float = 0.1) -> Finished:
+    """27 cells of each method, whose NLL lies so far apart; a negative control has the same scatter."""
+    generator, about = np.random.default_rng(0), dict(read_results(finished).about)
+    about |= {"grid": {"learning_rate": list(range(9))}, "methods": list(methods)}
+    shared = generator.standard_normal((9, 3))
+    rows = [
+        Row(
+            "mrpc",
+            method,
+            {"learning_rate": rate},
+            seed,
+            {"nll": 1 + scatter * shared[rate, seed] + spoilt},
+            {"cell": ""},
+        )
+        for method, scatter in methods.items()
+        for rate in range(9)
+        for seed in range(3)
+        for spoilt in [noise * generator.standard_normal()]
+    ]
+    return Finished(finished, about, tuple(rows))
+
+
+def test_what_moves_less_is_said_to_and_what_does_not_is_not(finished: Path) -> None:
+    methods = {"map": 1.0, "lora[weight_decay=10]": 0.2, "monteclora": 0.2, "blob": 1.0}
+    results = invented(finished, methods)
+    references = default_references(list(methods))
+    assert references == ["map", "lora[weight_decay=10]"]
+    found: dict[tuple[str, str], list[Difference]] = {}
+    for difference in differences_of(results, references):
+        found.setdefault((difference.method, difference.minus), []).append(difference)
+    assert {pair: moves(of) for pair, of in found.items()} == {
+        ("lora[weight_decay=10]", "map"): "less",
+        ("monteclora", "map"): "less",
+        ("blob", "map"): "not told apart",
+        ("monteclora", "lora[weight_decay=10]"): "not told apart",
+        ("blob", "lora[weight_decay=10]"): "more",
+    }
+    # Five comparisons of NLL's distances: the smallest p is multiplied by five.
+    of_iqr = [d for of in found.values() for d in of if d.summary.statistic == "iqr"]
+    least = min(of_iqr, key=lambda difference: difference.p_value)
+    assert least.p_corrected == pytest.approx(5 * least.p_value)
+
+
+def test_what_others_are_compared_with_by_default() -> None:
+    assert default_references(["full", "blob"]) == ["full"]
+    assert default_references(["full", "map", "temperature", "lora[learning_rate=0.1]+temperature"]) == ["map"]
 
 
 def test_row_intervals_need_the_predictions(finished: Path, tmp_path: Path) -> None:
     for name in ("study.json", "results.csv"):
         shutil.copy(finished / name, tmp_path / name)
-    (line, *_) = lines_of(read_results(tmp_path))
-    assert math.isnan(line.low_rows)
-    assert math.isfinite(line.low_cells)
+    line = lines_by_name(tmp_path)["map", "nll", "median"]
+    assert math.isnan(line.summary.low_rows)
+    assert math.isfinite(line.summary.low_cells)
     with pytest.raises(DataError, match="holds no results of a sweep"):
         read_results(tmp_path / "absent")
 
@@ -106,7 +210,15 @@ def test_the_command_lines(finished: Path, tmp_path: Path) -> None:
     assert "(0.125)" in (finished / "robustness.md").read_text()
     with (finished / "robustness.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(told["robustness"])
-    assert "robustness.md" in run("tables", finished).stdout
+    printed = run("tables", finished).stdout
+    for said in (
+        "robustness.md",
+        "mrpc: nll over cells",
+        "extrinsic robustness",
+        "mrpc: accuracy, differences",
+        "corrected by Holm",
+    ):
+        assert said in printed
     assert "distribution-mrpc.png" in run("figures", finished).stdout
     drawn = {path.name for path in finished.glob("*.png")}
     assert drawn == {
