@@ -32,6 +32,7 @@ QUANTITIES = {
     "tensor_peak": "peak of a step's tensors, beyond the base model",
     "held": "held between steps, beyond the base model",
     "synchronizations": "waits of the host for the device",
+    "cells": "all cells, from the start of the process on",
     "gradient": "loss and its gradient",
     "kl_share": "KL in units of the NLL",
     **{f"variance_{name}": f"variance of the gradient by {name}" for name in PARAMETERS},
@@ -51,6 +52,7 @@ TITLES = {
     "laplace": "A batch of a Laplace fit, against a training step",
     "gradients": "Variance of a stochastic gradient, and variance x time",
     "gpu": "RoBERTa-base's shape on a GPU",
+    "sweep": "The cells of a sweep by its workers, against one after the other; one thread for each process",
 }
 
 

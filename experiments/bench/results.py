@@ -23,7 +23,7 @@ class Record:
         label: its name for people.
         ours: whether it is this library's.
         quantity: "step", "draw", "prediction", "fit", "text", "text_peak", "process_peak", "tensor_peak", "held",
-            "synchronizations", or one of `bayes_lora.experiments.bench.gradients.gradient_noise`.
+            "synchronizations", "cells", or one of `bayes_lora.experiments.bench.gradients.gradient_noise`.
         unit: "s", "bytes", "count", "variance" or "variance s", where less is better; or "share".
         value: the quantity.
         ratios: round by round to others in the same race, {their name: ratio}.

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from bayes_lora.experiments.bench.gradients import gradient_noise, objectives
 from bayes_lora.experiments.bench.language import ALONE, Decode, entrant, rows_entrant, turn
 from bayes_lora.experiments.bench.memory import Memory, measure_apart, watched
 from bayes_lora.experiments.bench.results import Record, Results
+from bayes_lora.experiments.bench.throughput import ALONE as ONE_BY_ONE
+from bayes_lora.experiments.bench.throughput import ENTERED, Grid, measured
 from bayes_lora.experiments.bench.timing import Key, Turn, least_squares, median_interval, race, ratio_interval
 from bayes_lora.experiments.networks.base_models import resolve_base_model
 from bayes_lora.experiments.runs.machine import machine
@@ -39,6 +42,7 @@ _IN_MEMORY = ("lora", "peft_monteclora", "paper", "paper_explicit", "elbo", "ful
 # Several batches a call, since `predict` tries on the first one whether draws can share a pass.
 _BATCHES_PREDICTED = 4
 _GRADIENTS_A_ROUND = 3
+_MOST_SWEEPS = 3  # rounds
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ def run_bench(bench: Bench, suites: Sequence[str], on_suite: Callable[[Results],
             results.not_measured[suite] = "no CUDA device is present, so nothing is claimed about GPUs"
         elif suite in ("language", "choices") and not decoder_is_there():
             results.not_measured[suite] = f"{DECODER} is not installed, see docs/language-models.md"
+        elif suite == "sweep" and find_spec("optuna") is None:
+            results.not_measured[suite] = "the extra 'sweep' is not installed: pip install 'bayes-lora[sweep]'"
         else:
             results.records += SUITES[suite](bench)
         growth = [r for r in results.of("adapters") if r.contender == SAMPLING]
@@ -332,6 +338,17 @@ def _gradients(bench: Bench) -> list[Record]:
     return found
 
 
+def _sweep(bench: Bench) -> list[Record]:
+    """All cells of a sweep, by its workers, against one after the other by `compare`."""
+    grid = Grid(bench.base_model, 24, 1, 1, 1) if bench.quick else Grid(bench.base_model)
+    rounds = min(bench.rounds, _MOST_SWEEPS)
+    with progress_bar(bench.console) as progress:
+        task = progress.add_task("sweep", total=rounds * len(ENTERED), terms="")
+        seconds = measured(grid, rounds, seed=bench.seed, on_turn=lambda: progress.advance(task))
+    references = {ONE_BY_ONE.name: seconds[ONE_BY_ONE.name]}
+    return [_record("sweep", grid.described(), who, "cells", seconds[who.name], references) for who in ENTERED]
+
+
 def _gpu(bench: Bench) -> list[Record]:
     """The shape of the paper's Table 10: RoBERTa-base's configuration with random weights, on a CUDA device."""
     case = bench.case(*((1, 8) if bench.quick else (32, 128)), shape="roberta", device="cuda")
@@ -369,4 +386,7 @@ SUITES: dict[str, Callable[[Bench], list[Record]]] = {
     "laplace": _laplace,
     "gradients": _gradients,
     "gpu": _gpu,
+    "sweep": _sweep,
 }
+BY_NAME_ONLY = ("sweep",)
+"""Those that "all" leaves out: more than half an hour each."""

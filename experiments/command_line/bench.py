@@ -19,7 +19,9 @@ def bench_command(
     out: Annotated[
         Path | None, typer.Option(help=f"Folder for {RESULTS_FILE}, {PAGE_FILE} and {PICTURE_FILE}.")
     ] = None,
-    suite: Annotated[str, typer.Option(help="all, or some of {suites}, separated by commas.")] = "all",
+    suite: Annotated[
+        str, typer.Option(help="all, which is all but sweep, or some of {suites}, separated by commas.")
+    ] = "all",
     rounds: Annotated[
         int | None, typer.Option(help=f"Turns of each contender; by default {ROUNDS}, quick {QUICK_ROUNDS}.")
     ] = None,

@@ -22,7 +22,7 @@ from bayes_lora.experiments.bench.report import (
     value_text,
 )
 from bayes_lora.experiments.bench.results import Results
-from bayes_lora.experiments.bench.suites import SUITES, Bench
+from bayes_lora.experiments.bench.suites import BY_NAME_ONLY, SUITES, Bench
 from bayes_lora.experiments.command_line.bench import PAGE_FILE, PICTURE_FILE, QUICK_ROUNDS, RESULTS_FILE, ROUNDS
 from bayes_lora.experiments.command_line.console import say
 from bayes_lora.files import write_file, write_json
@@ -32,7 +32,7 @@ def planned(
     suite: str, rounds: int | None, quick: bool, base_model: str | None, earlier: Results | None
 ) -> tuple[Bench, Sequence[str]]:
     """What to measure; to check earlier results, what they have, as they have it."""
-    suites = list(SUITES)
+    suites = [suite for suite in SUITES if suite not in BY_NAME_ONLY]
     if earlier is not None:
         suites = earlier.suites
         quick = quick or bool(earlier.settings["quick"])

@@ -27,6 +27,7 @@ def tables_command(
     from rich.text import Text
 
     from bayes_lora.experiments.command_line.console import print_whole, say
+    from bayes_lora.experiments.reports.plots import wrapped
     from bayes_lora.experiments.sweep.published import read_published
     from bayes_lora.experiments.sweep.results import read_results
     from bayes_lora.experiments.sweep.tables import NOTES, flat, tables_in, tables_of, write_tables
@@ -43,7 +44,7 @@ def tables_command(
         for index, column in enumerate(shown.columns):
             table.add_column(Text(column.replace(" (", "\n(")), justify="right" if index else "left", no_wrap=True)
         for row in shown.rows:
-            table.add_row(*(Text("\n".join(cell)) for cell in row))
+            table.add_row(*(Text("\n".join(map(wrapped, cell))) for cell in row))
         print_whole(table)
     for note in NOTES[: 2 if differences else 1]:
         say(note)

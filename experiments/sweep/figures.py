@@ -1,17 +1,19 @@
 """Figures of a finished sweep: distributions over cells, each axis of the grid, and how losses fell."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from bayes_lora.experiments.compare.fitting import HISTORY_FILE
+from bayes_lora.experiments.compare.fitting import HISTORY_FILE, POINT
+from bayes_lora.experiments.compare.methods import parse_methods
 from bayes_lora.experiments.reports.page import png
 from bayes_lora.experiments.reports.plots import COLOURS, wrapped
 from bayes_lora.experiments.sweep.grids import HIGHER_IS_BETTER, JUDGED, MethodGrid, grids_of
 from bayes_lora.experiments.sweep.results import Finished
+from bayes_lora.experiments.sweep.settings import at_point
 from bayes_lora.experiments.sweep.working import CELLS
 from bayes_lora.files import write_file
 from bayes_lora.metrics.titles import title_of
@@ -40,8 +42,9 @@ def write_figures(finished: Finished) -> list[Path]:
 
 def distributions(grids: Mapping[str, MethodGrid]) -> Figure:
     """A panel for each metric: every cell of each method as a point, on a box from quartile to quartile."""
-    metrics = _metrics(grids)
-    figure = Figure(figsize=(3.4 * len(metrics) + 2.4, 1.0 + 0.42 * len(grids)), layout="constrained")
+    metrics, names = _metrics(grids), [wrapped(name) for name in grids]
+    row = max(0.42, 0.16 * max(1 + name.count("\n") for name in names))  # inches, for the longest name
+    figure = Figure(figsize=(3.4 * len(metrics) + 2.4, 1.0 + row * len(grids)), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     generator = np.random.default_rng(0)  # of where points lie beside one another
     for axes, metric, colour in zip(panels, metrics, COLOURS, strict=False):
@@ -65,7 +68,7 @@ def distributions(grids: Mapping[str, MethodGrid]) -> Figure:
         axes.grid(axis="x", alpha=0.3)
         if metric == "nll" and _is_wide([grid.values(metric) for grid in grids.values()]):
             axes.set_xscale("log")
-    panels[0].set_yticks(range(len(grids)), [wrapped(name) for name in grids], fontsize=8)
+    panels[0].set_yticks(range(len(grids)), names, fontsize=8)
     panels[0].set_ylim(len(grids) - 0.5, -0.5)
     return figure
 
@@ -76,7 +79,7 @@ def along(axis: str, values: Sequence[object], grids: Mapping[str, MethodGrid]) 
     if not moving or len(values) < 2:
         return None
     metrics = _metrics(moving)
-    height = 3.2 + 0.2 * -(-len(moving) // 2)
+    height = 3.2 + _legend_height(moving)
     figure = Figure(figsize=(max(4.0 * len(metrics), 6.5), height), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
@@ -97,7 +100,7 @@ def along(axis: str, values: Sequence[object], grids: Mapping[str, MethodGrid]) 
                 np.array(known) + shift,
                 middle,
                 [middle - low, high - middle],
-                label=name,
+                label=_in_legend(name),
                 color=COLOURS[index % len(COLOURS)],
                 linestyle=_LINES[index // len(COLOURS) % len(_LINES)],
                 marker=_MARKERS[index % len(_MARKERS)],
@@ -118,17 +121,19 @@ def along(axis: str, values: Sequence[object], grids: Mapping[str, MethodGrid]) 
 
 def loss_curves(finished: Finished, task: str) -> Figure | None:
     """The training loss of each training that left its history: a thin line for a cell, a thick one for the median."""
-    found: dict[str, list[tuple[list[float], list[float]]]] = {}
+    names = _trained_by(finished)
+    found: dict[str, list[tuple[list[float], list[float]]]] = {name: [] for name in names.values()}
     for path in sorted((finished.folder / CELLS / task).rglob(HISTORY_FILE)):
         entries = json.loads(path.read_text(encoding="utf-8"))
         # What the classes cost; the KLs of a posterior are no part of what others have.
         points = [(entry["step"], entry.get("nll", entry["loss"])) for entry in entries]
         if len(points) > 1:
-            name = path.relative_to(finished.folder / CELLS / task).parts[-3]
-            found.setdefault(name, []).append(tuple(map(list, zip(*points, strict=True))))  # type: ignore[arg-type]
+            training = path.relative_to(finished.folder / CELLS / task).parts[-3]
+            found.setdefault(names.get(training, training), []).append(tuple(map(list, zip(*points, strict=True))))  # type: ignore[arg-type]
+    found = {name: curves for name, curves in found.items() if curves}
     if not found:
         return None
-    figure = Figure(figsize=(7.0, 3.6 + 0.2 * -(-len(found) // 2)), layout="constrained")
+    figure = Figure(figsize=(7.0, 3.6 + _legend_height(found)), layout="constrained")
     axes = figure.subplots()
     for index, (name, curves) in enumerate(found.items()):
         colour = COLOURS[index % len(COLOURS)]
@@ -136,13 +141,36 @@ def loss_curves(finished: Finished, task: str) -> Figure | None:
             axes.plot(steps, losses, color=colour, linewidth=0.5, alpha=0.4)
         shared = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
         lines = [dict(zip(steps, losses, strict=True)) for steps, losses in curves]
-        axes.plot(shared, [np.median([line[step] for line in lines]) for step in shared], color=colour, label=name)
+        axes.plot(
+            shared, [np.median([line[step] for line in lines]) for step in shared], color=colour, label=_in_legend(name)
+        )
     axes.set(
         xlabel="step", ylabel="training NLL (nats)", title=f"{task}: a thin line is a cell, a thick one the median"
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
+
+
+def _trained_by(finished: Finished) -> dict[str, str]:
+    """The method that each training is of, by the training's folder; of several that share one, the first."""
+    names = {POINT: POINT}
+    for label in dict.fromkeys((*finished.about.get("methods", ()), *(row.method for row in finished.rows))):
+        (method,) = parse_methods(label)
+        for row in finished.rows:
+            if row.method == label:
+                names.setdefault(at_point(method, row.point).untempered.training.folder, label)
+    return names
+
+
+def _in_legend(name: str) -> str:
+    """On lines of which two fit beside each other."""
+    return wrapped(name, 44)
+
+
+def _legend_height(names: Iterable[str]) -> float:
+    """In inches, of a legend of two columns."""
+    return 0.1 * sum(1.4 + _in_legend(name).count("\n") for name in names) + 0.2
 
 
 def _metrics(grids: Mapping[str, MethodGrid]) -> list[str]:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -195,7 +196,7 @@ def _supervise(sweep: Sweep, show: Callable[[], None]) -> None:
     running, restarts = [start() for _ in range(workers)], 0
     try:
         while running:
-            time.sleep(_REFRESH_SECONDS)
+            wait([process.sentinel for process in running], _REFRESH_SECONDS)  # no longer than until one ends
             show()
             died = sum(process.exitcode not in (None, 0) for process in running)
             running = [process for process in running if process.exitcode is None]

@@ -25,8 +25,8 @@ from bayes_lora.files import write_file
 CELLS, TRAINED = "cells", "trained"
 """Folders: of the studies of cells within that of a sweep, and of what was trained within that of a study."""
 
-# Between looks for cells that a dead worker had.
-_POLL_SECONDS = 2.0
+# Between looks for cells that a dead worker had; an idle worker ends so much after the last cell is done, at most.
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)

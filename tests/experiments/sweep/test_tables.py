@@ -14,6 +14,7 @@ import pytest
 
 from bayes_lora.errors import DataError
 from bayes_lora.experiments.sweep.differences import Difference, default_references, differences_of, moves
+from bayes_lora.experiments.sweep.figures import loss_curves
 from bayes_lora.experiments.sweep.grids import grids_of, middle_value
 from bayes_lora.experiments.sweep.published import read_published
 from bayes_lora.experiments.sweep.results import Finished, Row, read_results
@@ -199,6 +200,17 @@ def test_published_numbers_that_do_not_add_up(tmp_path: Path) -> None:
     path.write_text(json.dumps({"values": entries}))
     with pytest.raises(DataError, match="holds no published numbers"):
         read_published(path)
+
+
+def test_losses_are_of_the_methods_that_were_trained(finished: Path) -> None:
+    """Not of the folders that they were trained in: the posterior's differ along its own axis."""
+    figure = loss_curves(read_results(finished), "mrpc")
+    assert figure is not None
+    (axes,) = figure.axes
+    named = [line.get_label() for line in axes.lines if not str(line.get_label()).startswith("_")]
+    assert named == ["map", "monteclora"]
+    # Thin lines: a cell of LoRA for each of three rates and two seeds, of the posterior for each of two scales besides.
+    assert len(axes.lines) - len(named) == 6 + 12
 
 
 def test_the_command_lines(finished: Path, tmp_path: Path) -> None:
