@@ -55,8 +55,9 @@ def option_inputs(network: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     # What follows then comes at once, and the last logits are of the same places in all rows.
     question, there = to_the_right(found["input_ids"], found.get("attention_mask"))
     read = options[..., :-1]  # nothing is asked behind an option's last token
-    if read.shape[-1] and not shares_questions(network):
-        question, there = (of.repeat_interleave(options.shape[1], dim=0) for of in (question, there))
+    copies, _ = option_copies(network, batch)
+    if copies > 1:
+        question, there = (of.repeat_interleave(copies, dim=0) for of in (question, there))
         read = read.flatten(0, 1).unsqueeze(1)
     exists = torch.cat([there, (read != UNLABELLED).flatten(1)], dim=1)
     num_options, length = read.shape[1:]
@@ -69,6 +70,12 @@ def option_inputs(network: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     known = arguments_of(network)
     told = {"position_ids": positions, "use_cache": False, "logits_to_keep": 1 + num_options * length}
     return {**found, **{name: value for name, value in told.items() if name in known}}
+
+
+def option_copies(network: Any, batch: Mapping[str, Any]) -> tuple[int, int]:
+    """How many rows `option_inputs` makes of each row of a batch, and how many tokens at their ends differ in these."""
+    num_options, length = batch[OPTIONS].shape[1:]
+    return (1, 0) if length == 1 or shares_questions(network) else (num_options, length - 1)
 
 
 def to_the_right(question: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

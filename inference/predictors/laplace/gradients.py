@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bayes_lora.errors import AdapterError
 from bayes_lora.gradients import frozen
 from bayes_lora.inference.predictors.laplace.linears import NamedLinear
+from bayes_lora.inference.predictors.laplace.option_logits import Layout, logits_of
 from bayes_lora.inference.predictors.predictor import Inputs
-from bayes_lora.models import network_logits
 from bayes_lora.precision import full_precision, posterior_dtype
 
 # Columns share a backward pass from so many on, as many of them as make up so many rows: fewer gain nothing by it, and
@@ -54,21 +54,22 @@ def backpropagate(
     comes, so that the Jacobian of all parameters never exists.
 
     Args:
-        network: the classifier, in evaluation mode.
+        network: the classifier, or a `LikelihoodNetwork` of multiple choice, in evaluation mode.
         linears: those wanted.
         inputs: a batch on the network's device, without labels.
         columns: of the logits (example, class), the vectors c to propagate back, (column, example, class).
 
     Returns:
-        The logits (example, class), detached, in float32 or better, and the gradients in the order of `linears`.
+        The logits (example, class), detached, in float32 or better, -inf for options that a row does not have, and the
+        gradients in the order of `linears`.
 
     Raises:
         AdapterError: a Linear was not called, was given rows that are not the batch's, or the logits do not depend on
             any of them.
     """
     with torch.enable_grad(), frozen(network), _recorded(linears) as calls:
-        logits = network_logits(network, inputs)
-        _check_calls(linears, calls, len(logits))
+        logits, layout = logits_of(network, inputs)
+        _check_calls(linears, calls, len(logits) * layout.copies)
         if not logits.requires_grad:
             raise AdapterError(
                 f"the logits do not depend on any of {', '.join(calls)}: the network detaches them on the way. Run it "
@@ -77,7 +78,7 @@ def backpropagate(
         precise = logits.detach().to(posterior_dtype(logits.dtype))
         targets = [output for calls_of_one in calls.values() for _, output in calls_of_one]
         passes = _backward_passes(logits, targets, columns(precise).to(logits.dtype))
-    return precise, _one_by_one(linears, calls, passes)
+    return precise, _one_by_one(linears, calls, passes, layout)
 
 
 def _backward_passes(logits: Tensor, targets: Sequence[Tensor], cotangents: Tensor) -> list[tuple[Tensor, ...]]:
@@ -111,24 +112,29 @@ def _one_pass_each(logits: Tensor, targets: Sequence[Tensor], cotangents: Tensor
 
 
 def _one_by_one(
-    linears: Sequence[NamedLinear], calls: dict[str, list[tuple[Tensor, Tensor]]], passes: list[tuple[Tensor, ...]]
+    linears: Sequence[NamedLinear],
+    calls: dict[str, list[tuple[Tensor, Tensor]]],
+    passes: list[tuple[Tensor, ...]],
+    layout: Layout,
 ) -> Iterator[LinearGradients]:
     first = 0
     for linear in linears:
         received = [given for given, _ in calls.pop(linear.name)]
         last = first + len(received)
         # Several calls of one Linear add their gradients, as positions do.
-        inputs = torch.cat([_by_position(given) for given in received], dim=1)
-        outputs = torch.stack([torch.cat([_by_position(g) for g in grads[first:last]], dim=1) for grads in passes])
+        inputs = torch.cat([layout.of_inputs(_precise(given)) for given in received], dim=1)
+        outputs = torch.stack(
+            [torch.cat([layout.of_gradients(_precise(g)) for g in grads[first:last]], dim=1) for grads in passes]
+        )
         first = last
         if linear.module.bias is not None:
             inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], dim=-1)
         yield LinearGradients(inputs, outputs)
 
 
-def _by_position(values: Tensor) -> Tensor:
-    """(example, ..., feature) -> (example, position, feature) in float32 or better."""
-    return values.detach().to(posterior_dtype(values.dtype)).reshape(len(values), -1, values.shape[-1])
+def _precise(values: Tensor) -> Tensor:
+    """In float32 or better."""
+    return values.detach().to(posterior_dtype(values.dtype))
 
 
 @contextmanager
@@ -152,9 +158,7 @@ def _recorded(linears: Sequence[NamedLinear]) -> Iterator[dict[str, list[tuple[T
             handle.remove()
 
 
-def _check_calls(
-    linears: Sequence[NamedLinear], calls: dict[str, list[tuple[Tensor, Tensor]]], num_examples: int
-) -> None:
+def _check_calls(linears: Sequence[NamedLinear], calls: dict[str, list[tuple[Tensor, Tensor]]], num_rows: int) -> None:
     for linear in linears:
         if not calls[linear.name]:
             raise AdapterError(
@@ -163,9 +167,9 @@ def _check_calls(
                 "another head), and do not compile the network."
             )
         for given, _ in calls[linear.name]:
-            if given.dim() < 2 or len(given) != num_examples:
+            if given.dim() < 2 or len(given) != num_rows:
                 raise AdapterError(
-                    f"{linear.name}: its input has shape {tuple(given.shape)} where the batch has {num_examples} "
+                    f"{linear.name}: its input has shape {tuple(given.shape)} where the batch has {num_rows} "
                     "rows, so examples cannot be told apart (the network reorders or merges rows). Leave the layer "
                     "out of target_modules."
                 )

@@ -19,7 +19,9 @@ from bayes_lora.inference.predictors.laplace.curvature import (
 )
 from bayes_lora.inference.predictors.laplace.gradients import backpropagate
 from bayes_lora.inference.predictors.laplace.linears import NamedLinear, select_linears
+from bayes_lora.inference.predictors.laplace.option_logits import existing, peft_model
 from bayes_lora.inference.predictors.predictor import evaluation_mode
+from bayes_lora.models import LikelihoodNetwork
 from bayes_lora.precision import full_precision
 
 
@@ -120,7 +122,7 @@ def fit_laplace(
     *,
     on_batch: Callable[[], None] | None = None,
 ) -> LaplacePosterior:
-    """The Laplace approximation of a trained classifier, in one pass over its training rows.
+    """The Laplace approximation of a trained classifier, or of multiple choice, in one pass over its training rows.
 
     The precision is the generalized Gauss-Newton matrix of the SUMMED cross-entropy of the n rows that `loader` gives
     (not of their mean), plus lambda I; lambda starts at 1, see `tune_prior_precision`. `parameters="all"` is
@@ -129,8 +131,9 @@ def fit_laplace(
     head's own weight and bias, which PEFT trains beside the adapters of a classifier.
 
     Args:
-        network: a trained classifier with a task head, for example a PEFT model; it is run at its mean, in evaluation
-            mode, and left as it was: weights, their gradients and the training mode.
+        network: a trained classifier with a task head, for example a PEFT model; or a `LikelihoodNetwork` of
+            `MultipleChoice`, whose classes are each row's own options. It is run at its mean, in evaluation mode, and
+            left as it was: weights, their gradients and the training mode.
         loader: batches of the training rows with `labels`, once each.
         options: which parameters and which structure.
         on_batch: called after each batch, for progress bars.
@@ -139,7 +142,7 @@ def fit_laplace(
         AdapterError: no LoRA Linear, adapters merged or disabled, or one in which examples cannot be told apart.
         ConfigurationError: no last layer, or one whose outputs are not the classes.
         DataError: no batches, or a batch without labels.
-        LikelihoodError: logits that are not (example, class), or labels outside the classes.
+        LikelihoodError: logits that are not (example, class), labels outside the classes, or another likelihood.
         NonFiniteLossError: NaN or infinity in the logits or their gradients.
 
     Example:
@@ -147,7 +150,7 @@ def fit_laplace(
         >>> prediction = LaplacePredictor(network, posterior)(test_loader, num_samples=32)  # doctest: +SKIP
     """
     options = options or LaplaceOptions()
-    linears = select_linears(network, options.parameters, options.head)
+    linears = select_linears(peft_model(network, options.parameters), options.parameters, options.head)
     curvatures = [_new_curvature(linear, options) for linear in linears]
     log_likelihood, num_rows = 0.0, 0
     device = linears[0].module.weight.device
@@ -162,7 +165,9 @@ def fit_laplace(
                 )
             logits, gradients = backpropagate(network, linears, inputs, hessian_columns)
             _check_outputs(logits, labels, linears[-1] if options.parameters != "all" else None)
-            _check_finite("the logits", logits)
+            if isinstance(network, LikelihoodNetwork):
+                network.likelihood.checked_labels(logits, labels)
+            _check_finite("the logits", logits[existing(network, logits)])
             for linear, curvature, of_linear in zip(linears, curvatures, gradients, strict=True):
                 _check_finite(f"the gradients at {linear.name}", of_linear.inputs, of_linear.outputs)
                 curvature.add(of_linear)

@@ -7,6 +7,7 @@ from torch import nn
 from bayes_lora.errors import PosteriorFileError
 from bayes_lora.inference.predictors.laplace.laplace import LaplacePosterior
 from bayes_lora.inference.predictors.laplace.linears import NamedLinear, select_linears
+from bayes_lora.inference.predictors.laplace.option_logits import peft_model
 
 _SAME_NORM = 1e-6  # relative: sums of the same values in another order differ by less
 
@@ -18,13 +19,14 @@ def match_linears(network: nn.Module, posterior: LaplacePosterior) -> tuple[Name
         PosteriorFileError: they have other names or sizes, or the weights have changed since the fit.
         AdapterError: the network has no such Linears, or its adapters are merged or disabled.
     """
-    linears = select_linears(network, posterior.options.parameters, posterior.options.head)
+    inner = peft_model(network, posterior.options.parameters)
+    linears = select_linears(inner, posterior.options.parameters, posterior.options.head)
     expected = {name: block.shape for name, block in posterior.blocks.items()}
     found = {linear.name: linear.shape for linear in linears}
     if list(found.items()) != list(expected.items()):
         differing = sorted(set(expected.items()) ^ set(found.items()))[:4]
         raise PosteriorFileError(
-            f"the Laplace posterior does not fit this {type(network).__name__}: they differ in {differing}. Load the "
+            f"the Laplace posterior does not fit this {type(inner).__name__}: they differ in {differing}. Load the "
             "network and the adapter that it was fitted on."
         )
     for linear in linears:

@@ -17,6 +17,7 @@ from bayes_lora.inference.predictors.laplace.gradients import backpropagate
 from bayes_lora.inference.predictors.laplace.laplace import LaplacePosterior
 from bayes_lora.inference.predictors.laplace.linears import NamedLinear
 from bayes_lora.inference.predictors.laplace.matching import match_linears
+from bayes_lora.inference.predictors.laplace.option_logits import existing
 from bayes_lora.inference.predictors.normal_streams import NormalStream
 from bayes_lora.inference.predictors.predictor import Inputs, collect, evaluation_mode
 from bayes_lora.metrics.prediction import Prediction
@@ -33,7 +34,7 @@ class LaplacePredictor:
     et al. 2021, arXiv 2008.08216, section 3). J S J' is summed Linear by Linear; C backward passes per batch.
 
     Attributes:
-        network: the network that the posterior was fitted on.
+        network: the network that the posterior was fitted on; of multiple choice the `LikelihoodNetwork`.
         posterior: its posterior.
         link: "monte_carlo", logits of each row drawn from that Gaussian, exact as the number of draws grows; "joint",
             the same with parameters drawn, so that a sample is one network's logits of all rows, which checks of
@@ -107,9 +108,12 @@ class LaplacePredictor:
             mean, covariances = output_gaussians(self.network, self.posterior, linears, inputs, precisions)
             if self.link == "probit":
                 return torch.cat([probit_logits(mean, covariance).unsqueeze(0) for covariance in covariances])
-            # One generator per draw, read row by row, so that batches do not matter.
-            variates = torch.from_numpy(np.stack([generator.standard_normal(mean.shape) for generator in noise]))
-            return torch.cat([_draws(mean, covariance, variates.to(mean)) for covariance in covariances])
+            # One generator per draw, read row by row, for classes that a row has: so batches do not matter.
+            exists = existing(self.network, mean)
+            variates = mean.new_zeros(num_samples, *mean.shape)
+            read = np.stack([generator.standard_normal(int(exists.sum())) for generator in noise])
+            variates[:, exists] = torch.from_numpy(read).to(mean)
+            return torch.cat([_draws(mean, covariance, variates) for covariance in covariances])
 
         with evaluation_mode(self.network):
             all_samples = collect(samples, loader, linears[0].module.weight.device, on_batch)
@@ -195,8 +199,8 @@ def probit_logits(mean: Tensor, covariance: Tensor) -> Tensor:
     softmax, it sees differences of logits only: what is common to all classes does not matter.
 
     Args:
-        mean: m, (example, class).
-        covariance: V, (example, class, class).
+        mean: m, (example, class); -inf where there is no such class.
+        covariance: V, (example, class, class), 0 there.
 
     Returns:
         (example, class).
@@ -204,6 +208,7 @@ def probit_logits(mean: Tensor, covariance: Tensor) -> Tensor:
     variance = covariance.diagonal(dim1=-2, dim2=-1)
     of_difference = (variance.unsqueeze(-1) + variance.unsqueeze(-2) - 2 * covariance).clamp_min(0)
     difference = mean.unsqueeze(-1) - mean.unsqueeze(-2)  # [k, j] = m_k - m_j
+    difference = difference.where(~difference.isnan(), 0.0)  # of two classes that are not there
     scaled = difference / (1 + math.pi / 8 * of_difference).sqrt()
     return (-(-scaled).logsumexp(-1)).log_softmax(-1)
 
