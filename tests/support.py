@@ -24,6 +24,7 @@ AXES = {
     "quantization": "Quantized bases",
     "sharding": "Many processes, and weights in many places",
     "architecture": "Architectures",
+    "options": "Methods of `compare` on multiple choice (`--scoring letter`, `likelihood`, `likelihood_per_token`)",
 }
 VERDICTS = ("works", "refused")
 # What nobody has tried, and why.

@@ -155,7 +155,7 @@ def compare_command(
     source = rows_source({**given, "data_dir": of_task, "limit": None, "train_rows": None, "seed": 0})
     if "methods" not in typed(context):
         family = source.family
-        wanted = [method for method in wanted if family.of_classes or not method.spec.classes_only]
+        wanted = [method for method in wanted if method.refusal(family) is None]
         wanted = [method for method in wanted if family.takes_temperature or not method.tempered]
     against = reference_methods(reference, wanted, typed(context))
     shown = short_names(short or [], wanted)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.compare.fitting import Fitted, Fitting
 from bayes_lora.experiments.compare.telling_outside import told_by
+from bayes_lora.experiments.families.family import TaskFamily
 from bayes_lora.inference import FitOptions
 
 Needs = Literal["nothing", "point", "own"]
@@ -62,6 +63,7 @@ class Suffix:
         summary, python, passes, source: see `MethodSpec`.
         to_noise: what it does to a posterior's noise, which the method must have; empty where it needs none.
         of_network: whether it goes with methods that are one network of classes at one point.
+        not_of_options: why it is nothing where the classes are a row's own options; empty where it is something.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Suffix:
     source: str
     to_noise: str = ""
     of_network: bool = False
+    not_of_options: str = ""
 
     @property
     def after(self) -> str:
@@ -113,6 +116,7 @@ SUFFIXES: Mapping[str, Suffix] = {
             "Lee et al. 2018, A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial "
             "Attacks (arXiv 1807.03888)",
             of_network=True,
+            not_of_options="options are a row's own, so that training rows have no classes to be near to",
         ),
         Suffix(
             "neighbours",
@@ -165,7 +169,8 @@ class MethodSpec:
         samples: of a prediction.
         any_batches: whether predictions are the same in whatever batches the rows come.
         has_noise: whether it is a trained posterior, with which `+calibrated` and `+mean` go.
-        classes_only: whether it takes one class for each row and no other labels.
+        classes_only: whether it takes one class for each row and no other labels; the class may be an option.
+        not_of_options: why it is nothing where the classes are a row's own options; empty where it is something.
         chooses: whether a method of this spec chooses something by the held-out rows, beyond `+calibrated`.
         check: raises ConfigurationError where its options cannot have the values they have, before anything is
             trained; what it returns is not used.
@@ -185,6 +190,7 @@ class MethodSpec:
     any_batches: bool = True
     has_noise: bool = False
     classes_only: bool = False
+    not_of_options: str = ""
     chooses: Callable[["Method"], bool] = _never
     check: Callable[[Fitting, "Method"], object] = _accept
     stands_for: str = ""
@@ -289,6 +295,15 @@ class Method:
         names = [name for name in self.spec.option_names if name in configured.__dataclass_fields__]  # type: ignore[attr-defined]
         return {name: self.value(name) for name in names if self.value(name) is not None}
 
+    def refusal(self, family: TaskFamily) -> str | None:
+        """Why it is nothing for tasks of a family; None where it is something."""
+        if family.of_options:
+            suffix = SUFFIXES[self.told_by].not_of_options if self.told_by else ""
+            reason = self.spec.not_of_options or suffix
+            return f"{self.label} is nothing for a row's own options: {reason}" if reason else None
+        classes = self.spec.classes_only or self.told_by
+        return f"{self.label} takes one class for each row" if classes and not family.of_classes else None
+
     def check(self, fitting: Fitting) -> None:
         """Whether its options can have the values they have, asked before anything is trained.
 
@@ -300,10 +315,9 @@ class Method:
             check = checks[name]
             if check is not None:
                 check(f"{self.label}: {name}", value)
-        if (self.spec.classes_only or self.told_by) and not fitting.task.family.of_classes:
-            raise ConfigurationError(
-                f"{self.label} takes one class for each row: leave it out of --methods for {fitting.task.task_type}."
-            )
+        refusal = self.refusal(fitting.task.family)
+        if refusal is not None:
+            raise ConfigurationError(f"{refusal}. Leave it out of --methods for {fitting.task.task_type}.")
         if self.tempered and not fitting.task.family.takes_temperature:
             raise ConfigurationError(
                 f"{self.label} asks for a temperature, and predictions of task type {fitting.task.task_type} keep too "

@@ -36,6 +36,7 @@ class TaskFamily(ABC):
         table_note: what the title of such a table adds, such as units.
         inputs: how rows become what the network reads.
         of_classes: whether a label is one class, and the network has an output for each: what some methods need.
+        of_options: whether a label is one of a row's own options, and a pass gives the scores of these.
         takes_temperature: whether predictions keep what a temperature changes, see `Likelihood.rescaled`.
         columns: text columns and label column of the user's own files, where these need not be named.
         renames_columns: whether other columns may be named.
@@ -49,6 +50,7 @@ class TaskFamily(ABC):
     table_note: ClassVar[str] = ""
     inputs: ClassVar[Inputs] = Text()
     of_classes: ClassVar[bool] = False
+    of_options: ClassVar[bool] = False
     takes_temperature: ClassVar[bool] = True
     columns: ClassVar[tuple[tuple[str, ...], str] | None] = None
     renames_columns: ClassVar[bool] = True

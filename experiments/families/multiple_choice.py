@@ -46,6 +46,7 @@ class MultipleChoice(DecoderFamily):
     inputs = Choices(letters=True)
     columns = ((QUESTION, OPTIONS), ANSWER)
     renames_columns = False
+    of_options = True
     per_token: ClassVar[bool] = False
 
     def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":
@@ -154,6 +155,7 @@ class ChoiceByWriting(MultipleChoice):
 
     name = "multiple_choice_generated"
     inputs = WrittenChoices()
+    of_options = False
     takes_temperature = False
 
     def likelihood(self, network: "nn.Module", label_names: Sequence[str]) -> "Likelihood":

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from bayes_lora.errors import CheckpointFileError, ConfigurationError
+from bayes_lora.models import LikelihoodNetwork
 
 _STATE = "lora_budget"  # PEFT saves what has its prefix and lies under the adapter's name
 _ADAPTER = "default"
@@ -40,6 +41,33 @@ def active_ranks(network: Any) -> dict[str, int]:
             "make_network gives."
         )
     return {name.partition(".lora_E")[0]: sum(kept) for name, kept in pattern.items()}
+
+
+def orthogonality(network: Any) -> Tensor:
+    """What AdaLoRA adds to the loss, a scalar: gamma times the mean over LoRA-A and LoRA-B of |P P' - I|_F.
+
+    P is (rank, in) or (out, rank)', and gamma the configuration's `orth_reg_weight`. PEFT adds it to losses that the
+    network computes itself, and only to these.
+
+    Source: arXiv 2303.10512, equation 4, as PEFT has it: the norm where the paper has its square.
+    """
+    distances = []
+    for name, weight in network.base_model.model.named_parameters():
+        if name.endswith(f".{_ADAPTER}") and ("lora_A" in name or "lora_B" in name):
+            gram = weight @ weight.mT if "lora_A" in name else weight.mT @ weight
+            distances.append((gram - torch.eye(len(gram)).to(gram)).norm())
+    weight_of_all: float = network.peft_config[_ADAPTER].orth_reg_weight
+    return weight_of_all * torch.stack(distances).mean()
+
+
+class AdaLoRALikelihood(LikelihoodNetwork):
+    """A `LikelihoodNetwork` of an AdaLoRA network, whose loss has `orthogonality` besides."""
+
+    def forward(self, **batch: Any) -> Any:
+        output = super().forward(**batch)
+        if isinstance(output, dict):
+            output["loss"] = output["loss"] + orthogonality(self.network)
+        return output
 
 
 class RankBudget(TrainerCallback):

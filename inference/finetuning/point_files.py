@@ -49,7 +49,7 @@ def save_trained(point: PointNetwork, folder: Path) -> Path:
     if (folder / DESCRIPTION_FILE).exists():
         raise RunExistsError(f"{folder} holds a trained network already. Choose another folder, or delete it.")
     if point.way == "adalora":
-        active_ranks(point.network)
+        active_ranks(_network(point))
     trained, likelihood = _trained(point), _likelihood(point)
     of_likelihood = {} if likelihood is None else {"likelihood": asdict(describe_likelihood(likelihood))}
     tensors = save({name: value.detach().cpu().contiguous() for name, value in trained.items()})

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback, default_data_collator
 
 from bayes_lora.checks import require_choice, require_count, require_seed
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.finetuning.adalora import RankBudget, initial_rank
+from bayes_lora.inference.finetuning.adalora import AdaLoRALikelihood, RankBudget, initial_rank
 from bayes_lora.inference.finetuning.bottleneck import add_bottlenecks
 from bayes_lora.inference.finetuning.lora import LoRAOptions, add_lora
 from bayes_lora.inference.training.fit import Collate, FitResult, fit_network
@@ -59,7 +59,7 @@ def make_network(
         lora      W0 + (alpha / r) B A; A and B are trained
         dora      m W / |W|, W = W0 + (alpha / r) B A, the norm by rows; m is trained too (arXiv 2402.09353)
         adalora   W0 + (alpha / r0) B diag(e) A with r0 = 1.5 r, of which r are left on average (arXiv 2303.10512);
-                  its loss has 0.5 times the distance of A and B from orthogonal ones besides, as PEFT adds it
+                  its loss has 0.5 times the distance of A and B from orthogonal ones besides, see `orthogonality`
         adapter   a bottleneck after each sub-layer (`add_bottlenecks`); LayerNorms are trained too (arXiv 1902.00751)
         full      all parameters are trained
 
@@ -103,12 +103,7 @@ def make_network(
         else:
             _train_all(network)
     if likelihood is not None:
-        if way == "adalora":
-            raise ConfigurationError(
-                "adalora adds a loss of its own to the network's, which a likelihood takes the place of. Train another "
-                "way, or without a likelihood."
-            )
-        made = LikelihoodNetwork(made, likelihood)
+        made = (AdaLoRALikelihood if way == "adalora" else LikelihoodNetwork)(made, likelihood)
     return PointNetwork(way, made, tuple(new_modules), options, bottleneck_size, callbacks)
 
 

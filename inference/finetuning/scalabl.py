@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from bayes_lora.adapters.finding import find_adapters
 from bayes_lora.checks import require_count, require_non_negative, require_positive
 from bayes_lora.choices import Draws
-from bayes_lora.errors import PosteriorFileError, UnsupportedAdapterError
+from bayes_lora.errors import LikelihoodError, PosteriorFileError, UnsupportedAdapterError
 from bayes_lora.inference.guides.draw_design import choose_design
 from bayes_lora.inference.predictors.drawn_weights import DrawnWeights
 from bayes_lora.inference.predictors.ensemble import require_fit, trainable_state
-from bayes_lora.models import TrainedModule
+from bayes_lora.models import LikelihoodNetwork, MultipleChoice, TrainedModule
 from bayes_lora.sealed_files import Format, write_sealed_tensors
 
 _FORMAT = Format(PosteriorFileError, "Save it again.")
@@ -35,7 +35,8 @@ class ScalaBL(TrainedModule):
     It changes the network in place: LoRA-A holds V' from then on, and what it gives is multiplied by s.
 
     Args:
-        network: a PEFT classifier with LoRA layers, which returns its own loss where it is given labels.
+        network: a PEFT classifier with LoRA layers, which returns its own loss where it is given labels; or a
+            `LikelihoodNetwork` of `MultipleChoice`.
         num_train_examples: n_train.
         init_scale: e; sigma starts uniform between e / sqrt 2 and e, from torch's global generator.
         prior_scale: p.
@@ -48,6 +49,7 @@ class ScalaBL(TrainedModule):
     Raises:
         AdapterError, UnsupportedAdapterError: see `find_adapters`; DoRA, experts or convolutions.
         ConfigurationError: a value outside its domain.
+        LikelihoodError: a likelihood of other labels than options.
 
     Source: Samplawski et al. 2025, Scalable Bayesian Low-Rank Adaptation of Large Language Models via Stochastic
     Variational Subspace Inference (arXiv 2506.21408), as its published code has it, but that m is kept itself, not its
@@ -68,6 +70,11 @@ class ScalaBL(TrainedModule):
         require_positive("init_scale", init_scale)
         require_positive("prior_scale", prior_scale)
         require_non_negative("kl_temperature", kl_temperature)
+        if isinstance(network, LikelihoodNetwork) and not isinstance(network.likelihood, MultipleChoice):
+            raise LikelihoodError(
+                f"ScalaBL is of classes, or of a row's own options, and {type(network.likelihood).__name__} is of "
+                "neither. Fit a posterior with BayesianLoRA."
+            )
         self.network = network
         self._weight, self._prior_scale = kl_temperature / num_train_examples, prior_scale
         self._noises: list[Tensor | None] = []
@@ -93,7 +100,12 @@ class ScalaBL(TrainedModule):
     @property
     def inner_network(self) -> Any:
         """The PEFT model."""
-        return self.network
+        return self.network.network if isinstance(self.network, LikelihoodNetwork) else self.network
+
+    @property
+    def batch_columns(self) -> list[str]:
+        """With those that a likelihood reads."""
+        return self.network.batch_columns if isinstance(self.network, LikelihoodNetwork) else super().batch_columns
 
     def forward(self, **batch: Any) -> Any:
         """What the network returns; in training mode at a draw, and with the KL in its loss."""

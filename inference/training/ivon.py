@@ -80,8 +80,8 @@ class IVONTraining(TrainerCallback):
 
     Raises:
         MissingExtraError: ivon-opt is not installed; it is licensed under the GPL, version 3 or later.
-        ConfigurationError: nothing to train, parameters of several types or devices, or a likelihood beside the
-            network; when training starts, several processes.
+        ConfigurationError: nothing to train, parameters of several types or devices, or a likelihood that has
+            some of its own; when training starts, several processes.
 
     Source: Shen et al. 2024 (arXiv 2402.17641), algorithm 1; the optimizer is its authors' package, ivon-opt.
     """
@@ -91,7 +91,7 @@ class IVONTraining(TrainerCallback):
         from ivon import IVON
 
         require_trainable(network)
-        if isinstance(network, LikelihoodNetwork):
+        if isinstance(network, LikelihoodNetwork) and list(network.likelihood.parameters()):
             raise ConfigurationError(
                 f"IVON would take the parameters of the {type(network.likelihood).__name__} for weights of the "
                 "network. Train a network with its own loss, or fit a posterior with BayesianLoRA."

@@ -78,6 +78,19 @@ def option_copies(network: Any, batch: Mapping[str, Any]) -> tuple[int, int]:
     return (1, 0) if length == 1 or shares_questions(network) else (num_options, length - 1)
 
 
+def behind_questions(values: Tensor, options: Tensor) -> Tensor:
+    """What there is of each row where its question ends, (row, feature): what its options' first tokens come from.
+
+    Args:
+        values: (row, token, feature), or (row x option, token, feature), of the last tokens or of all, from a network
+            run with `option_inputs`.
+        options: (row, option, token).
+    """
+    num_rows, num_options, length = options.shape
+    copies = len(values) // num_rows
+    return values[::copies, -1 - num_options // copies * (length - 1)]
+
+
 def to_the_right(question: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Tokens (row, token) with all padding in front of them, and which are none.
 

@@ -25,5 +25,6 @@ SPECS = (
         needs="nothing",
         samples="one",
         classes_only=True,
+        not_of_options="their places say nothing of them, so that shares of places are no knowledge",
     ),
 )

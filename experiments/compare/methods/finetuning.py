@@ -32,7 +32,9 @@ def _spec(
         options=(*(learning_rate if option is LEARNING_RATE else option for option in OF_POINT), *own),
         samples="one",
         stands_for=stands_for,
-        classes_only=way == "adalora",
+        not_of_options="its bottlenecks have places in encoders only, and a decoder scores options"
+        if way == "adapter"
+        else "",
     )
 
 

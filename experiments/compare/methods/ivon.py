@@ -35,7 +35,7 @@ def _check(fitting: Fitting, method: Method) -> None:
 
 def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
     folder = fitting.place(method.training.folder, seed)
-    path, network = folder / "ivon.safetensors", fitting.new_lora(seed).to(fitting.device)
+    path, network = folder / "ivon.safetensors", fitting.new_point("lora", seed).network
     if path.is_file():
         posterior, cost = IVONPosterior.load(path), Cost.read(folder)
     else:

@@ -17,6 +17,8 @@ from bayes_lora.inference import (
 from bayes_lora.inference.predictors.laplace import tune_prior_precision_held_out
 from bayes_lora.inference.predictors.laplace.predictive import LINKS
 
+_NOT_A_MODE = "a language model's last layer is the base model's, over the vocabulary, and was never trained"
+
 
 def _chooses(method: Method) -> bool:
     return bool(method.value("tuning") == "held_out")
@@ -70,6 +72,7 @@ def _spec(name: str, parameters: str, summary: str, python: str) -> MethodSpec:
         ),
         chooses=_chooses,
         classes_only=True,
+        not_of_options="" if parameters == "all" else _NOT_A_MODE,
         check=partial(_options, parameters),
     )
 

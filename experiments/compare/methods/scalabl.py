@@ -31,7 +31,7 @@ def _build(fitting: Fitting, method: Method, seed: int) -> Fitted:
     options = fitting.study.options(seed, **changes)
     with seeded(options.seed_of(Part.GUIDE), CPU):
         module = ScalaBL(
-            fitting.new_lora(seed),
+            fitting.new_point("lora", seed).network,
             len(fitting.fit.data),
             **{name: method.value(name) for name in ("init_scale", "prior_scale", "kl_temperature")},
         ).to(fitting.device)

@@ -40,6 +40,7 @@ SPECS = (
             for name in ("prior_scale", "wishart_scale", "degrees_of_freedom")
         ),
         classes_only=True,
+        not_of_options="a language model's head is the base model's, over the vocabulary, and was never trained",
         check=_options,
     ),
 )

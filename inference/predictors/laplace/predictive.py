@@ -111,7 +111,7 @@ class LaplacePredictor:
             # One generator per draw, read row by row, for classes that a row has: so batches do not matter.
             exists = existing(self.network, mean)
             variates = mean.new_zeros(num_samples, *mean.shape)
-            read = np.stack([generator.standard_normal(int(exists.sum())) for generator in noise])
+            read = np.stack([generator.standard_normal([int(exists.sum())]) for generator in noise])
             variates[:, exists] = torch.from_numpy(read).to(mean)
             return torch.cat([_draws(mean, covariance, variates) for covariance in covariances])
 

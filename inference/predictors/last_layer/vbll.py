@@ -16,7 +16,11 @@ from bayes_lora.errors import ConfigurationError, DataError, NotConvergedError, 
 from bayes_lora.inference.guides.draw_design import block_size, choose_design, source
 from bayes_lora.inference.predictors.laplace.linears import find_head
 from bayes_lora.inference.predictors.normal_streams import NormalStream
-from bayes_lora.inference.predictors.outside.hidden_states import hidden_states, labelled_states
+from bayes_lora.inference.predictors.outside.hidden_states import (
+    hidden_states,
+    labelled_states,
+    require_classes,
+)
 from bayes_lora.inference.predictors.predictor import NetworkPredictor
 from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.sealed_files import Format, write_sealed_tensors
@@ -133,7 +137,7 @@ def fit_vbll(
         head: see `hidden_states`.
 
     Raises:
-        ConfigurationError: see `hidden_states`.
+        ConfigurationError: multiple choice; see `hidden_states`.
         DataError: rows without labels, or labels outside the classes.
         NotConvergedError: `max_steps` were not enough.
 
@@ -143,6 +147,7 @@ def fit_vbll(
         >>> posterior = fit_vbll(PointEstimate(network), training_loader)  # doctest: +SKIP
     """
     options = options or VBLLOptions()
+    require_classes(predictor.network)
     linear = find_head(predictor.network, head).module
     states, labels = labelled_states(predictor, loader, head)
     require_class_ids(labels, linear.out_features, DataError, "Correct the labels.")

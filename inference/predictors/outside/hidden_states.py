@@ -12,7 +12,8 @@ from bayes_lora.inference.predictors.laplace.linears import find_head
 from bayes_lora.inference.predictors.predictor import Inputs, NetworkPredictor, collect, evaluation_mode
 from bayes_lora.metrics.labels import known_labels
 from bayes_lora.metrics.prediction import Prediction
-from bayes_lora.models import LikelihoodNetwork
+from bayes_lora.models import LikelihoodNetwork, MultipleChoice
+from bayes_lora.models.likelihoods.option_passes import OPTIONS, behind_questions
 
 
 def hidden_states(
@@ -25,7 +26,8 @@ def hidden_states(
     """A prediction, and the inputs (row, width) of the Linear that gives its logits, in double precision on the CPU.
 
     Where the head reads every token and the network picks one, as decoders do, it is the input of that token: the first
-    whose output is the row's logits.
+    whose output is the row's logits. Of multiple choice it is that of a question's last token, from which all options
+    go on.
 
     Args:
         predictor: of classes, by one pass of its network for each batch: a `PointEstimate`, an `Ensemble` of one.
@@ -38,7 +40,8 @@ def hidden_states(
         DataError: see `collect_logits`.
     """
     network = predictor.network
-    if isinstance(network, LikelihoodNetwork):
+    options = asks_for_options(network)
+    if isinstance(network, LikelihoodNetwork) and not options:
         raise ConfigurationError(
             f"the hidden states of a {type(network.likelihood).__name__} have no classes to be near to. Pass a network "
             "with its own loss of classes."
@@ -55,11 +58,32 @@ def hidden_states(
                     f"{type(predictor).__name__} runs {linear.name} {len(calls)} times for a batch, and hidden states "
                     "are of one network. Pass PointEstimate(network)."
                 )
-            found.append(_of_rows(*calls[0], logits[0], linear.name))
+            if options:
+                found.append(behind_questions(calls[0][0], inputs[OPTIONS]).double().cpu())
+            else:
+                found.append(_of_rows(*calls[0], logits[0], linear.name))
             return logits
 
         prediction = collect(logits_of, loader, next(network.parameters()).device, on_batch)
     return prediction, torch.cat(found)
+
+
+def asks_for_options(network: nn.Module) -> bool:
+    """Whether a network's classes are a row's own options."""
+    return isinstance(network, LikelihoodNetwork) and isinstance(network.likelihood, MultipleChoice)
+
+
+def require_classes(network: nn.Module) -> None:
+    """Raise where a network's classes are a row's own options, which are no classes of other rows.
+
+    Raises:
+        ConfigurationError: they are.
+    """
+    if asks_for_options(network):
+        raise ConfigurationError(
+            "the network chooses among a row's own options, which are no classes that rows could share. Tell rows "
+            "from elsewhere by NearestNeighbours or EnergyScore, or fit a posterior with BayesianLoRA."
+        )
 
 
 def labelled_states(

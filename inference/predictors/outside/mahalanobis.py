@@ -9,7 +9,11 @@ from sklearn.covariance import EmpiricalCovariance, LedoitWolf
 from torch import Tensor
 
 from bayes_lora.checks import require_choice
-from bayes_lora.inference.predictors.outside.hidden_states import hidden_states, labelled_states
+from bayes_lora.inference.predictors.outside.hidden_states import (
+    hidden_states,
+    labelled_states,
+    require_classes,
+)
 from bayes_lora.inference.predictors.predictor import NetworkPredictor
 from bayes_lora.metrics.prediction import Prediction
 
@@ -66,10 +70,11 @@ class MahalanobisDistance:
             head: see `hidden_states`.
 
         Raises:
-            ConfigurationError: no such covariance; see `hidden_states`.
+            ConfigurationError: no such covariance, or multiple choice; see `hidden_states`.
             DataError: rows without labels.
         """
         require_choice("covariance", covariance, tuple(_ESTIMATORS))
+        require_classes(predictor.network)
         states, labels = labelled_states(predictor, loader, head)
         classes, own = labels.unique(return_inverse=True)
         means = torch.stack([states[own == index].mean(0) for index in range(len(classes))])

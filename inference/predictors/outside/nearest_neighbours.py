@@ -12,7 +12,11 @@ from torch.nn.functional import normalize
 
 from bayes_lora.checks import require_count
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference.predictors.outside.hidden_states import hidden_states, labelled_states
+from bayes_lora.inference.predictors.outside.hidden_states import (
+    asks_for_options,
+    hidden_states,
+    labelled_states,
+)
 from bayes_lora.inference.predictors.predictor import NetworkPredictor
 from bayes_lora.metrics.prediction import Prediction
 
@@ -72,7 +76,8 @@ class NearestNeighbours:
             predictor: see above.
             loader: labelled batches of the rows that the network was trained on.
             k: which neighbour. None is 50, the paper's for CIFAR-10, or the mean number of rows of a class where that
-                is less: a neighbour that is further is one of another class.
+                is less: a neighbour that is further is one of another class. Rows with options of their own are all of
+                one.
             head: see `hidden_states`.
 
         Raises:
@@ -81,7 +86,8 @@ class NearestNeighbours:
         """
         states, labels = labelled_states(predictor, loader, head)
         if k is None:
-            k = min(_MOST_NEIGHBOURS, max(1, len(labels) // len(labels.unique())))
+            classes = 1 if asks_for_options(predictor.network) else len(labels.unique())
+            k = min(_MOST_NEIGHBOURS, max(1, len(labels) // classes))
         return cls(predictor, normalize(states, dim=-1), k, head)
 
     @cached_property

@@ -10,36 +10,14 @@ from bayes_lora.errors import BaseModelError, ConfigurationError, DataError
 from bayes_lora.experiments.families.family import task_family
 from bayes_lora.experiments.networks.base_models import load_base_model
 from bayes_lora.experiments.rows.rows import Row, read_rows, write_jsonl
-from bayes_lora.experiments.tasks.choice_tasks import files_of
+from tests.experiments.choice_files import COLOURS, write_tasks
 from tests.experiments.commands import run
-
-COLOURS = ["red", "very old", "blue", "no house"]
-
-
-def line(number: int) -> dict[str, Any]:
-    """Two to four options, the right one among the first two."""
-    options = COLOURS[: 2 + number % 3]
-    keys = [f"answer{place + 1}" for place in range(len(options))]
-    listed = " ".join(f"{key.capitalize()}: {option}" for key, option in zip(keys, options, strict=True))
-    asked = f"Please choose the correct answer to the question: What is house {number}?\n\n{listed}\n\n"
-    return {
-        "instruction": f"{asked}Answer format: {'/'.join(keys)}",
-        "input": "",
-        "output": "",
-        "answer": keys[number % 2],
-    }
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tasks of few rows."""
-    folder = tmp_path_factory.mktemp("data")
-    for first, name in enumerate(("arc_easy", "arc_challenge")):
-        for start, file in zip((0, 30), files_of(name), strict=True):
-            write_jsonl(
-                folder / file, [line(number) for number in range(100 * first + start, 100 * first + start + 20)]
-            )
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("data"))
 
 
 def options_of(data_dir: Path, decoder: str) -> list[object]:
@@ -105,8 +83,8 @@ def test_it_is_compared_with_another_task_outside(data_dir: Path, decoder: str, 
     assert chosen["source"]["scoring"] == "likelihood"
     with pytest.raises(ConfigurationError, match="--outside mrpc: of this task and that one, only one has questions"):
         run(*arguments[:-1], tmp_path / "other", "--outside", "mrpc")
-    with pytest.raises(ConfigurationError, match="laplace takes one class for each row"):
-        run(*arguments[:-3], "laplace", "--out", tmp_path / "other")
+    with pytest.raises(ConfigurationError, match="laplace_last_layer is nothing for a row's own options: a lang"):
+        run(*arguments[:-3], "laplace_last_layer", "--out", tmp_path / "other")
 
 
 def test_answers_that_are_written(data_dir: Path, decoder: str, tmp_path: Path) -> None:

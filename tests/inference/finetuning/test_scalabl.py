@@ -10,8 +10,9 @@ from torch.distributions import Normal, kl_divergence
 from transformers import TrainerCallback, default_data_collator
 
 from bayes_lora.adapters.finding import find_adapters
-from bayes_lora.errors import ConfigurationError, PosteriorFileError, UnsupportedAdapterError
+from bayes_lora.errors import ConfigurationError, LikelihoodError, PosteriorFileError, UnsupportedAdapterError
 from bayes_lora.inference import FitOptions, PointEstimate, ScalaBL, ScalaBLPredictor, fit_network, trainable_state
+from bayes_lora.models import LikelihoodNetwork, Ordinal
 from bayes_lora.randomness import stream
 from tests.networks import build_network, learnable_rows, make_batch
 from tests.statistics import assert_mean
@@ -136,6 +137,8 @@ def test_refusals(trained: ScalaBL, tmp_path: Path) -> None:
     for name in ("init_scale", "prior_scale"):
         with pytest.raises(ConfigurationError, match=f"{name}=0 must be positive"):
             build(**{name: 0})
+    with pytest.raises(LikelihoodError, match="or of a row's own options, and Ordinal is of neither"):
+        ScalaBL(LikelihoodNetwork(build_network(num_layers=1), Ordinal(3)), 8)
     with pytest.raises(ConfigurationError, match="num_train_examples=0"):
         ScalaBL(build_network(num_layers=1), 0)
     with pytest.raises(ConfigurationError, match="deviation=-1"):

@@ -131,8 +131,6 @@ def test_the_first_of_two_phases_has_the_loss_of_the_likelihood() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     torch.manual_seed(0)
-    with pytest.raises(ConfigurationError, match="adalora adds a loss of its own"):
-        make_network("adalora", build_base("one output"), likelihood=HEADS["one output"][0]())
     network = make_network("lora", build_base("one output")).network
     with pytest.raises(LikelihoodError, match="not one class for each row"):
         PointEstimate(network)(loader_of("one output"))

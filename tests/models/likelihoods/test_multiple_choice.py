@@ -10,8 +10,18 @@ from torch import Tensor
 
 from bayes_lora.adapters import unwrap
 from bayes_lora.errors import ConfigurationError, LikelihoodError
-from bayes_lora.inference import ItemizedELBO, Prediction, fit_temperature, predict
+from bayes_lora.inference import (
+    ItemizedELBO,
+    MahalanobisDistance,
+    NearestNeighbours,
+    PointEstimate,
+    Prediction,
+    fit_temperature,
+    fit_vbll,
+    predict,
+)
 from bayes_lora.inference.guides.draw_design import designed_noises
+from bayes_lora.inference.predictors.outside.hidden_states import hidden_states
 from bayes_lora.models import BayesianLoRA, LikelihoodNetwork, MultipleChoice
 from bayes_lora.models.likelihoods.option_passes import OPTIONS, SHARING, option_inputs, shares_questions
 from tests.choices import choice_batch, questions, slow_log_probs
@@ -99,6 +109,30 @@ def test_options_share_their_question(name: str, attention: str) -> None:
     with torch.no_grad():
         found, slow = MultipleChoice().logits(network, batch), slow_log_probs(network, rows)
     torch.testing.assert_close(found, slow, **(EXACT if base.config._attn_implementation == "sdpa" else ROUNDED))
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("letters", [True, False])
+def test_where_questions_end(letters: bool, shares: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hidden state behind the question alone, whatever the options are, and however they are run."""
+    model, _ = choosing("gpt2", sample_scale=0.0)
+    network: Any = unwrap(model.network)
+    if not shares:
+        monkeypatch.setattr(network.get_base_model().config, "model_type", "another")
+    rows, batch = questions(letters=letters), choice_batch(questions(letters=letters), "left")
+    point = PointEstimate(LikelihoodNetwork(network, MultipleChoice()))
+    prediction, states = hidden_states(point, [batch])
+    alone = [
+        network.base_model.model.transformer(input_ids=torch.tensor([question])).last_hidden_state[0, -1]
+        for question, _ in rows
+    ]
+    torch.testing.assert_close(states, torch.stack(alone).detach(), **EXACT)
+    assert torch.equal(prediction.logits, point([batch]).logits)
+    assert NearestNeighbours.fit(point, [batch]).k == 5
+    with pytest.raises(ConfigurationError, match="no classes that rows could share"):
+        MahalanobisDistance.fit(point, [batch])
+    with pytest.raises(ConfigurationError, match="no classes that rows could share"):
+        fit_vbll(point, [batch])
 
 
 def test_every_kind_that_shares_is_tested() -> None:
