@@ -21,6 +21,9 @@ SameAnswers = Literal["words", "meaning"]
 """When two answers say the same: they differ at most in case, blanks and punctuation about them, or their sentence
 embeddings are close."""
 
+AnswerForm = Literal["text", "line", "word", "number"]
+"""What of a text is its answer: all of it, its first line that is not blank, its first word, its last number."""
+
 Seeding = Literal["separate", "shared"]
 """Whether the parts of a fit have a stream each, or all start from the seed itself, as they did up to version 0.1."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bayes_lora.choices import SameAnswers, TokenMeasure
+from bayes_lora.choices import AnswerForm, SameAnswers, TokenMeasure
 from bayes_lora.errors import ConfigurationError
 from bayes_lora.experiments.command_line.options import DeviceOption, JsonFlag, typed
 
@@ -40,6 +40,12 @@ def generate_command(
     same: Annotated[
         SameAnswers, typer.Option(help="Which answers count as the same: those of the same words, or meaning.")
     ] = "words",
+    parse: Annotated[
+        AnswerForm | None, typer.Option(help="What of a text is its answer; by default texts are compared as they are.")
+    ] = None,
+    answer_pattern: Annotated[
+        str | None, typer.Option(help="The same as a regular expression: its first group is the answer.")
+    ] = None,
     at_mean: Annotated[bool, typer.Option("--mean", help="Write at the posterior mean, the plain adapter.")] = False,
     seed: Annotated[int, typer.Option(help="Of the draws, and of sampled tokens.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Prompts that are continued together.")] = 8,
@@ -57,6 +63,7 @@ def generate_command(
     _require_effect(context, chat=chat, answers=answers, at_mean=at_mean, by_file=input_file is not None)
     from rich.console import Console
 
+    from bayes_lora.experiments.command_line.answer_parsers import answer_parser
     from bayes_lora.experiments.command_line.coloured_texts import print_texts
     from bayes_lora.experiments.command_line.console import say
     from bayes_lora.experiments.reports.texts_page import write_texts_page
@@ -70,6 +77,7 @@ def generate_command(
     from bayes_lora.files import write_json
     from bayes_lora.inference import Sampling, write_scores
 
+    parser = answer_parser(parse, answer_pattern)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     sampling = Sampling(**chosen, seed=seed) if chosen else None
@@ -84,7 +92,7 @@ def generate_command(
     fitted = load_run(run, resolve_device(device))
     console = Console(stderr=True)
     with console.status(f"writing {len(rows)} texts"):
-        written = write_texts(fitted, rows, writing, same)
+        written = write_texts(fitted, rows, writing, same, parser)
     if out is not None:
         write_scores(written.scores, out / SCORES_FILE)
         (out / ANSWER_SCORES_FILE).unlink(missing_ok=True)  # of earlier texts
@@ -92,11 +100,17 @@ def generate_command(
             write_scores(written.answer_scores, out / ANSWER_SCORES_FILE)
         write_texts_page(out / PAGE_FILE, f"What {run} wrote", written.rows, writing.described())
         write_jsonl(out / ANSWERS_FILE, written.rows)
-        write_json(out / SETTINGS_FILE, {"run": str(run), "same": same, **writing.to_json()})  # last: all is there
+        pattern = {} if parser is None else {"answer_pattern": parser.pattern, "unparsed": written.unparsed}
+        settings = {"run": str(run), "same": same, **pattern, **writing.to_json()}
+        write_json(out / SETTINGS_FILE, settings)  # last: all is there
     if as_json:
-        print(json.dumps({"run": str(run), "texts": written.rows}))
+        unparsed = {} if parser is None else {"unparsed": written.unparsed}
+        print(json.dumps({"run": str(run), **unparsed, "texts": written.rows}))
         return
     print_texts(written.rows, color_by)
+    for what, number in written.unparsed.items():
+        of = len(written.rows) * (answers if what == "answers" else 1)
+        say(f"{number} of {of} {what} say nothing that could be parsed.")
     if out is not None:
         say(f"Page: {out / PAGE_FILE}. Texts: {out / ANSWERS_FILE}. Scores: {out / SCORES_FILE}")
 
@@ -110,11 +124,9 @@ def _require_effect(context: typer.Context, *, chat: bool, answers: int, at_mean
     given = typed(context)
     if by_file and chat:
         raise ConfigurationError("--chat is about --prompt; rows of --input say themselves what is a chat: 'messages'.")
-    if at_mean:
-        for name in ("num_samples", "answers"):
-            if name in given:
-                raise ConfigurationError(
-                    f"--mean draws nothing, so {given[name]} would do nothing. Drop one of the two."
-                )
+    if at_mean and "num_samples" in given:
+        raise ConfigurationError(
+            f"--mean draws nothing, so {given['num_samples']} would do nothing. Drop one of the two."
+        )
     if answers == 0 and "same" in given:
         raise ConfigurationError("--same is about independent answers, of which none are asked for. Add --answers 10.")

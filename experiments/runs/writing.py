@@ -12,13 +12,25 @@ from bayes_lora.experiments.rows.completion_rows import PROMPT
 from bayes_lora.experiments.rows.rows import Row
 from bayes_lora.experiments.runs.runs import Run
 from bayes_lora.experiments.tasks.tasks import Task
-from bayes_lora.inference import Answers, Generation, Sampling, by_embedding, by_relation, generate, generate_answers
+from bayes_lora.inference import (
+    AnswerParser,
+    Answers,
+    Generation,
+    Sampling,
+    by_embedding,
+    by_relation,
+    generate,
+    generate_answers,
+)
 from bayes_lora.inference.generation.semantic_entropy import Clustering
 from bayes_lora.inference.generation.token_texts import token_texts
 
 # What rows say of a text and of its independent answers, beside the columns of the task's family.
-_OF_A_TEXT = ("text", "finished", "token_texts")
-_OF_ANSWERS = ("answers", "agreement", "predictive_entropy", "semantic_entropy", "discrete_semantic_entropy")
+_OF_A_TEXT = ("text", "finished", "token_texts", "parsed")
+_OF_ANSWERS = (
+    *("answers", "agreement", "num_unparsed"),
+    *("predictive_entropy", "semantic_entropy", "discrete_semantic_entropy"),
+)
 
 _SIGNS = {
     **{code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"},
@@ -87,6 +99,13 @@ class Written:
     scores: list[Row]
     answer_scores: list[Row]
 
+    @property
+    def unparsed(self) -> dict[str, int]:
+        """How many texts and answers say nothing that could be told, where they were parsed."""
+        texts = [row["parsed"] is None for row in self.rows if "parsed" in row]
+        answers = [row["num_unparsed"] for row in self.rows if "num_unparsed" in row]
+        return {**({"texts": sum(texts)} if texts else {}), **({"answers": sum(answers)} if answers else {})}
+
 
 def require_writer(task: Task) -> None:
     """A run of a language model.
@@ -101,7 +120,9 @@ def require_writer(task: Task) -> None:
         )
 
 
-def write_texts(run: Run, rows: Sequence[Row], writing: Writing, same: SameAnswers = "words") -> Written:
+def write_texts(
+    run: Run, rows: Sequence[Row], writing: Writing, same: SameAnswers = "words", parse: AnswerParser | None = None
+) -> Written:
     """Continue the prompt of each row.
 
     Args:
@@ -109,6 +130,7 @@ def write_texts(run: Run, rows: Sequence[Row], writing: Writing, same: SameAnswe
         rows: with a `prompt` each, see `with_prompts`; what they said of other texts before is replaced.
         writing: how.
         same: when answers are, see `clustering_of`.
+        parse: takes from a text what it says, and it is that which is the same; None takes the text as it is.
 
     Raises:
         DataError: see `generate`.
@@ -124,43 +146,58 @@ def write_texts(run: Run, rows: Sequence[Row], writing: Writing, same: SameAnswe
     texts = generate(run.model, run.guide, prompts, sampling=writing.sampling, at_mean=writing.at_mean, **shared)
     said = {*_OF_A_TEXT, *_OF_ANSWERS, *run.config.task.family.output_columns}
     kept = [{name: value for name, value in row.items() if name not in said} for row in rows]
-    described = [{**row, **described_text(run, texts, index)} for index, row in enumerate(kept)]
+    described = [{**row, **described_text(run, texts, index, parse)} for index, row in enumerate(kept)]
     if writing.num_answers == 0:
         return Written(described, texts.table(), [])
     clustering = clustering_of(same)
     sampling = Sampling(seed=writing.seed) if writing.sampling is None else writing.sampling
-    found = generate_answers(
-        run.model, run.guide, prompts, num_answers=writing.num_answers, sampling=sampling, **shared
-    )
+    shared |= {"num_answers": writing.num_answers, "at_mean": writing.at_mean}
+    found = generate_answers(run.model, run.guide, prompts, sampling=sampling, **shared)
     described = [
-        {**row, **described_answers(answers, clustering)} for row, answers in zip(described, found, strict=True)
+        {**row, **described_answers(answers, clustering, parse)} for row, answers in zip(described, found, strict=True)
     ]
     tables = [line for index, answers in enumerate(found) for line in answers.table(index)]
     return Written(described, texts.table(), tables)
 
 
-def described_text(run: Run, texts: Generation, index: int) -> Row:
-    """`text`, whether it `finished` by itself, `token_texts`, and what `predict` says of a completion, of the same
-    tokens: log-probabilities and entropies."""
+def described_text(run: Run, texts: Generation, index: int, parse: AnswerParser | None = None) -> Row:
+    """`text`, what it says where it is `parsed`, whether it `finished` by itself, `token_texts`, and what `predict` says
+    of a completion, of the same tokens: log-probabilities and entropies."""
     assert texts.texts is not None
     return {
         "text": texts.texts[index],
+        **({} if parse is None else {"parsed": parse(texts.texts[index])}),
         "finished": bool(texts.finished[index]),
         "token_texts": token_texts(run.processor, texts.tokens[index]),
         **run.config.task.family.describe(texts, index, ()),
     }
 
 
-def described_answers(answers: Answers, clustering: Clustering) -> Row:
+def described_answers(answers: Answers, clustering: Clustering, parse: AnswerParser | None = None) -> Row:
     """`answers`, each with its `text`, `cluster` (0 is the largest) and `log_prob` under the posterior predictive; the
-    `agreement`, which is the share of the largest cluster; and the entropies of `Answers`."""
-    named = list(clustering(answers.texts))
+    `agreement`, which is the share of the largest cluster; and the entropies of `Answers`.
+
+    Where answers are parsed, clusters are those of what they say, each has what that is as `parsed`, and `num_unparsed`
+    are those of which it cannot be told, which agree with no other.
+    """
+    named = list((clustering if parse is None else parse.clustering(clustering))(answers.texts))
     by_size = sorted(dict.fromkeys(named), key=lambda name: -named.count(name))
     clusters = [by_size.index(name) for name in named]
-    each = zip(answers.texts, clusters, answers.log_probs.tolist(), strict=True)
+    found = [
+        {"text": text, "cluster": cluster, "log_prob": value}
+        for text, cluster, value in zip(answers.texts, clusters, answers.log_probs.tolist(), strict=True)
+    ]
+    parsed: Row = {}
+    agreement = clusters.count(0) / len(clusters)
+    if parse is not None:
+        said = answers.parsed(parse)
+        found = [{**answer, "parsed": value} for answer, value in zip(found, said, strict=True)]
+        parsed = {"num_unparsed": said.count(None)}
+        agreement = agreement if any(value is not None for value in said) else 0.0
     return {
-        "answers": [{"text": text, "cluster": cluster, "log_prob": value} for text, cluster, value in each],
-        "agreement": clusters.count(0) / len(clusters),
+        "answers": found,
+        "agreement": agreement,
+        **parsed,
         "predictive_entropy": answers.predictive_entropy,
         **answers.semantic_entropies(lambda texts: clusters),
     }

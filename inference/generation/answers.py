@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bayes_lora.checks import require_count, require_seed
 from bayes_lora.errors import DataError
-from bayes_lora.inference.generation.decoding import Decoder
+from bayes_lora.inference.generation.decoding import Decoder, Noise
 from bayes_lora.inference.generation.generated import Generation, table_of
 from bayes_lora.inference.generation.sampling import Sampling
 from bayes_lora.inference.generation.semantic_entropy import Clustering, discrete_semantic_entropy, semantic_entropy
@@ -140,6 +140,7 @@ def generate_answers(
     sampling: Sampling | None = _AS_IT_IS,
     num_samples: int = 8,
     seed: int = 0,
+    at_mean: bool = False,
     batch_size: int = 1,
 ) -> list[Answers]:
     """Several answers to each prompt, as independent as answers can be: every one has a draw of the adapters.
@@ -155,6 +156,7 @@ def generate_answers(
             whole answers are estimates of what they are called for ``Sampling()`` only.
         num_samples: S, draws that score the answers.
         seed: of the draws, those that write and those that score.
+        at_mean: all answers are of the network at ``A = mu``, the plain PEFT model, and differ by their tokens alone.
         batch_size: prompts that are answered together, as num_answers x batch_size rows.
 
     Raises:
@@ -173,22 +175,22 @@ def generate_answers(
     with decoder.running():
         if num_answers > 1:
             decoder.require_stackable()
-        noises = list(designed_noises(model, guide, "independent", Part.ANSWERS.seed(seed), range(num_answers)))
+        noises: list[Noise] = list(
+            designed_noises(model, guide, "independent", Part.ANSWERS.seed(seed), range(num_answers))
+        )
+        if at_mean:
+            noises = [[torch.zeros_like(group) for group in noise] for noise in noises]
         for prompts in decoder.batches():
             together = decoder.write(prompts, noises, sampling, together=False)
             written = Generation.of(together, decoder.ends, tokenizer)
             for place, prompt in enumerate(prompts):
                 answers = written.texts_of(slice(place, None, len(prompts)))
                 batch = _labelled(decoder.rows[prompt], answers.tokens)
-                found.append(Answers(answers, _scored(model, guide, batch, num_samples, seed)))
+                scored: Any = predict(
+                    model, guide, [batch], num_samples=1 if at_mean else num_samples, seed=seed, at_mean=at_mean
+                )
+                found.append(Answers(answers, scored))
     return found
-
-
-def _scored(
-    model: BayesianLoRA, guide: Callable[..., Any], batch: dict[str, Tensor], num_samples: int, seed: int
-) -> LanguagePrediction:
-    found: Any = predict(model, guide, [batch], num_samples=num_samples, seed=seed)
-    return found  # type: ignore[no-any-return]
 
 
 def _labelled(prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,37 @@ def test_sampling_and_independent_answers(writer: Path) -> None:
     assert [answer["log_prob"] for answer in found["answers"]] == answers.log_probs.tolist()
     assert found["predictive_entropy"] == answers.predictive_entropy
     assert 0 <= found["discrete_semantic_entropy"] <= math.log(3)
+
+
+def test_answers_are_parsed_by_a_pattern(writer: Path, tmp_path: Path) -> None:
+    """By their first sign, where that is a letter: others are unparsed, counted, and agree with none."""
+    options = ("--answers", 6, "--answer-pattern", r"^\s*([a-zA-Z])", "--seed", 1)
+    given = ("generate", writer, *asked(*PROMPTS), *QUICK, *options)
+    found = json.loads(run(*given, "--json").stdout)
+    texts, unparsed = found["texts"], 0
+    for row in texts:
+        said = [re.match(r"\s*([a-zA-Z])", answer["text"]) for answer in row["answers"]]
+        letters = [None if letter is None else letter[1] for letter in said]
+        assert [answer["parsed"] for answer in row["answers"]] == letters
+        known = Counter(letter.lower() for letter in letters if letter is not None)
+        assert row["agreement"] == max(known.values(), default=0) / 6
+        assert row["num_unparsed"] == letters.count(None)
+        alone = [answer["cluster"] for answer in row["answers"] if answer["parsed"] is None]
+        assert len(set(alone)) == len(alone)
+        unparsed += letters.count(None)
+    assert 0 < unparsed < 12
+    assert found["unparsed"] == {"texts": sum(row["parsed"] is None for row in texts), "answers": unparsed}
+    printed = run(*given, "--out", tmp_path / "texts").stdout
+    assert f"{unparsed} of 12 answers say nothing that could be parsed." in printed
+    settings = json.loads((tmp_path / "texts" / "settings.json").read_text(encoding="utf-8"))
+    assert settings["unparsed"] == found["unparsed"]
+
+
+def test_answers_of_the_plain_adapter(writer: Path) -> None:
+    given = ("generate", writer, *asked(PROMPTS[0]), "--max-new-tokens", 5, "--mean", "--answers", 5, "--json")
+    (row,) = json.loads(run(*given).stdout)["texts"]
+    assert len({answer["text"] for answer in row["answers"]}) > 1
+    assert max(row["mutual_information"]) < 1e-9
 
 
 def test_a_folder_holds_all_of_it(writer: Path, tmp_path: Path) -> None:
@@ -221,7 +254,8 @@ def test_colours_say_what_the_legend_says() -> None:
         (["--prompt", "a", "--answers", "-1"], "num_answers=-1"),
         (["--prompt", "a", "--seed", "-1"], "seed=-1"),
         (["--prompt", "a", "--mean", "--num-samples", "4"], "--mean draws nothing, so --num-samples would do nothing"),
-        (["--prompt", "a", "--mean", "--answers", "4"], "--mean draws nothing, so --answers would do nothing"),
+        (["--prompt", "a", "--answer-pattern", "(a"], r"the answer pattern '\(a' is no regular expression: missing \)"),
+        (["--prompt", "a", "--answer-pattern", "a", "--parse", "word"], "Give one of them"),
         (["--prompt", "a", "--same", "meaning"], "--same is about independent answers.*Add --answers"),
         (["--input", "b.jsonl", "--chat"], "--chat is about --prompt"),
     ],

@@ -52,6 +52,20 @@ def test_every_answer_is_that_of_its_draw_alone() -> None:
     assert len(distinct) > len(PROMPTS)  # draws disagree
 
 
+def test_at_the_mean_answers_are_samples_of_the_plain_network() -> None:
+    """Its own probabilities, whoever asks: so there is nothing that draws could disagree about."""
+    model, guide = sharpened()
+    (answers,) = generate_answers(model, guide, PROMPTS[:1], num_answers=6, max_new_tokens=4, at_mean=True, seed=2)
+    assert len({tuple(tokens) for tokens in answers.written.tokens}) > 1
+    for index, tokens in enumerate(answers.written.tokens):
+        row = torch.tensor([[*PROMPTS[0], *tokens]])
+        with torch.no_grad():
+            log_probs = model.network_logits({"input_ids": row})[0].log_softmax(-1)
+        each = log_probs[len(PROMPTS[0]) - 1 : -1].gather(-1, torch.tensor(tokens).unsqueeze(-1)).sum()
+        assert float(answers.log_probs[index]) == pytest.approx(float(each), abs=1e-6)
+    assert abs(answers.mutual_information) < 1e-6
+
+
 def test_answers_are_scored_by_the_posterior_predictive() -> None:
     model, guide = sharpened()
     answers, *_ = generate_answers(model, guide, PROMPTS[:1], num_answers=3, max_new_tokens=4, num_samples=4, seed=2)
