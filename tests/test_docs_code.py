@@ -47,6 +47,7 @@ NOT_RUN = {
     "hub.md: python",
     "images.md: bayes-lora fit",
     "images.md: bayes-lora predict",
+    "language-models.md: bayes-lora ask",
     "language-models.md: bayes-lora compare",
     "methods.md: bayes-lora compare",
     "own-rows.md: bayes-lora fit",

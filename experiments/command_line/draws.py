@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.experiments.command_line.options import DeviceOption, JsonFlag, SeedOption
+from bayes_lora.experiments.command_line.options import DeviceOption, JsonFlag, SeedOption, named_folder
 
 
 def draws_command(
@@ -43,7 +43,7 @@ def draws_command(
     from bayes_lora.experiments.runs.device import resolve_device
 
     plan = Plan(_numbers(numbers), truth, compared, noise, seed)
-    study = DrawsStudy(dict(_named(text) for text in runs), plan, rows)
+    study = DrawsStudy(dict(map(named_folder, runs)), plan, rows)
     found = run_draws_study(study, out, console=Console(stderr=True), device=resolve_device(device))
     lines = write_report(found, plan, out)
     if as_json:
@@ -58,11 +58,6 @@ def draws_command(
     for line in seconds_text(found):
         say(line)
     say(f"In {out}: {RESULTS_FILE}, {TABLE_FILE}, {PICTURE_FILE}.")
-
-
-def _named(text: str) -> tuple[str, Path]:
-    name, is_named, folder = text.rpartition("=")
-    return (name, Path(folder)) if is_named else (Path(text).name, Path(text))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from bayes_lora.experiments.command_line.late_help import LateHelpCommand
 
 # The commands, in the order of the help. Each is the function <name>_command of the module here of the same name.
 COMMANDS = (
-    *("fit", "predict", "generate", "push", "bench", "compare", "sweep", "tables", "figures", "plan"),
+    *("fit", "predict", "generate", "ask", "push", "bench", "compare", "sweep", "tables", "figures", "plan"),
     *("methods", "diagnose", "draws", "ground-truth", "demo", "digits"),
 )
 

@@ -107,3 +107,9 @@ def require_alone(context: typer.Context, name: str, *besides: str) -> None:
             f"--{name} goes on with a run as it was started, so {', '.join(others)} would do nothing. Drop "
             f"{'it' if len(others) == 1 else 'them'}, or start a new run with --out."
         )
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """NAME=FOLDER, or a folder, whose name is its own."""
+    name, is_named, folder = text.rpartition("=")
+    return (name, Path(folder)) if is_named else (Path(text).name, Path(text))

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from bayes_lora.config import MonteCLoRAConfig
-from bayes_lora.experiments.demo.questions import Questions, is_right, make_questions
+from bayes_lora.experiments.asking.questions import Question
+from bayes_lora.experiments.asking.scores import BASELINE, OF_DRAWS
+from bayes_lora.experiments.asking.telling import NO_ANSWER, WRONG, Asked
+from bayes_lora.experiments.demo.questions import Questions, make_questions
 from bayes_lora.experiments.reports.page import Section, TableData
 from bayes_lora.experiments.reports.texts_page import write_texts_page
 from bayes_lora.experiments.rows.completion_rows import COMPLETION, PROMPT
@@ -38,25 +40,24 @@ from bayes_lora.inference import (
     Sampling,
     generate,
     generate_answers,
-    metric_difference,
     save_posterior,
 )
 from bayes_lora.inference.finetuning.lora import LoRAOptions
-from bayes_lora.metrics.bootstrap import Statistic
-from bayes_lora.metrics.uncertainty import auroc, batched_auroc
+from bayes_lora.metrics.bootstrap import resampled_difference
 
 PAGE_FILE, ANSWERS_FILE = "answers.html", "answers.jsonl"
+# What `bayes-lora ask` takes: all questions that were asked, and plain LoRA as a run.
+QUESTIONS_FILE, PLAIN_FOLDER = "questions.jsonl", "plain"
 _TASK = Task("questions", (PROMPT,), COMPLETION, (), task_type="language_model", max_length=128)
 # Without noise and KL, the same training is plain LoRA.
 _PLAIN = MonteCLoRAConfig(sample_scale=0.0, kl_weight=0.0, cooperative_weight=0.0)
 _POSTERIOR = MonteCLoRAConfig(sample_scale=0.05)
 _PLAIN_LORA, _PREDICTIVE = "plain LoRA", "posterior predictive"
 _SCORES = {
-    "entropy": "total_entropy_per_token",
+    "entropy": BASELINE,
     "log-probability": "nll_per_token",
     "mutual information": "mutual_information_per_token",
 }
-_WRONG, _NO_ANSWER = "wrong_auroc", "unanswerable_auroc"
 _SHOWN = 12  # questions of each kind on the page, with independent answers
 _ANSWERS = 8
 _MOST_TOKENS = 8
@@ -75,7 +76,8 @@ def run_language_demo(
 ) -> dict[str, Any]:
     """Fit the posterior and plain LoRA to questions, ask others, some without an answer, and write a page.
 
-    The folder is a run that `generate` takes, with `answers.html` and `answers.jsonl` besides. Returns the metrics.
+    The folder is a run that `generate` and `ask` take, with `answers.html` and `answers.jsonl` besides, and with all
+    questions and plain LoRA, as a run, for `ask`. Returns the metrics.
 
     Args:
         out, seed, overwrite, console: see `run_demo`.
@@ -98,22 +100,26 @@ def run_language_demo(
         lora=LoRAOptions(targets="q_proj,v_proj"),
         num_samples=num_samples,
     )
-    plain, run = new_run(replace(config, posterior=_PLAIN)), new_run(config)
+    without_noise = replace(config, posterior=_PLAIN)
+    plain, run = new_run(without_noise), new_run(config)
     data = run.encode(questions.train)
     # All that can fail early has been tried: now an old demo may go.
     claim_folder(out, overwrite=overwrite)
-    write_json(out / CONFIG_FILE, config.to_json())
-    write_json(out / ENVIRONMENT_FILE, environment())
+    for folder, made in ((out / PLAIN_FOLDER, without_noise), (out, config)):
+        write_json(folder / CONFIG_FILE, made.to_json())
+        write_json(folder / ENVIRONMENT_FILE, environment())
+    write_jsonl(out / QUESTIONS_FILE, [*questions.answerable, *questions.unanswerable])
     console.print("1 of 4: plain LoRA, for comparison")
     train(plain, data, console)
+    save_posterior(plain.model, plain.guide, out / PLAIN_FOLDER / POSTERIOR_FOLDER)
     console.print("2 of 4: LoRA with the MonteCLoRA posterior")
     result = train(run, data, console)
     save_posterior(run.model, run.guide, out / POSTERIOR_FOLDER)
     console.print("3 of 4: both answer questions that they have not seen")
     writing = Writing(num_samples=num_samples, max_new_tokens=_MOST_TOKENS, num_answers=_ANSWERS, seed=seed)
     asked = {
-        _PLAIN_LORA: _Asked.of(plain, questions, writing, at_mean=True),
-        _PREDICTIVE: _Asked.of(run, questions, writing, at_mean=False),
+        _PLAIN_LORA: _Written.of(plain, questions, writing, at_mean=True),
+        _PREDICTIVE: _Written.of(run, questions, writing, at_mean=False),
     }
     console.print("4 of 4: independent answers to some of them")
     rows, marks = _shown(run, questions, asked[_PREDICTIVE], writing)
@@ -129,52 +135,43 @@ def run_language_demo(
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What one predictor wrote behind all questions, those with an answer first.
-
-    Attributes:
-        texts: of all.
-        right: (answerable,), bool.
-    """
+class _Written:
+    """What one predictor wrote behind all questions, those with an answer first, and what that is worth."""
 
     texts: Generation
-    right: Tensor
+    asked: Asked
 
     @classmethod
-    def of(cls, run: Run, questions: Questions, writing: Writing, *, at_mean: bool) -> "_Asked":
-        prompts = [row[PROMPT] for row in (*questions.answerable, *questions.unanswerable)]
+    def of(cls, run: Run, questions: Questions, writing: Writing, *, at_mean: bool) -> "_Written":
+        rows = [*questions.answerable, *questions.unanswerable]
         texts = generate(
             run.model,
             run.guide,
-            prompts,
+            [row[PROMPT] for row in rows],
             tokenizer=run.processor,
             num_samples=writing.num_samples,
             max_new_tokens=writing.max_new_tokens,
             seed=writing.seed,
             at_mean=at_mean,
         )
-        pairs = zip(texts.texts or (), questions.answerable, strict=False)
-        return cls(texts, torch.tensor([is_right(text, row[COMPLETION].strip()) for text, row in pairs]))
-
-    def told(self, score: str) -> dict[str, tuple[Tensor, Tensor]]:
-        """What a score is to tell: scores, and which of them are to be larger."""
-        scores = self.texts.scores()[_SCORES[score]]
-        count = len(self.right)
-        return {_WRONG: (scores[:count], ~self.right), _NO_ANSWER: (scores, torch.arange(len(scores)) >= count)}
+        known = [Question(row[PROMPT], (row[COMPLETION],) if COMPLETION in row else ()) for row in rows]
+        right = [question.is_right(text) for text, question in zip(texts.texts or (), known, strict=True)]
+        scores = {
+            name: texts.scores()[score] for name, score in _SCORES.items() if not at_mean or score not in OF_DRAWS
+        }
+        answerable = torch.tensor([bool(question.answers) for question in known])
+        return cls(texts, Asked(scores, torch.tensor(right), answerable))
 
     def metrics(self) -> dict[str, Any]:
         """Accuracy, and AUROCs of each score; None where all answers are right, or wrong."""
-        found: dict[str, Any] = {"accuracy": self.right.double().mean().item()}
-        assert self.texts.log_probs is not None
-        for score in _SCORES:
-            if score == "mutual information" and len(self.texts.log_probs) == 1:
-                continue  # one network, which cannot disagree with itself
-            values = {name: auroc(*told) for name, told in self.told(score).items()}
+        found: dict[str, Any] = {"accuracy": 1 - self.asked.wrong.mean().item()}
+        for score in self.asked.scores:
+            values = {f"{target}_auroc": self.asked.auroc(target, score) for target in (WRONG, NO_ANSWER)}
             found[score] = {name: None if math.isnan(value) else value for name, value in values.items()}
         return found
 
 
-def _shown(run: Run, questions: Questions, asked: _Asked, writing: Writing) -> tuple[list[Row], list[str]]:
+def _shown(run: Run, questions: Questions, asked: _Written, writing: Writing) -> tuple[list[Row], list[str]]:
     """Some questions of both kinds with text and independent answers, and a word for each."""
     known = len(questions.answerable)
     places = [*range(known)[:_SHOWN], *(known + index for index in range(len(questions.unanswerable))[:_SHOWN])]
@@ -195,7 +192,9 @@ def _shown(run: Run, questions: Questions, asked: _Asked, writing: Writing) -> t
         {**every[place], **described_text(run, asked.texts, place), **described_answers(found, same)}
         for place, found in zip(places, answers, strict=True)
     ]
-    marks = ["no answer exists" if place >= known else ("wrong", "right")[int(asked.right[place])] for place in places]
+    marks = [
+        "no answer exists" if place >= known else ("wrong", "right")[int(asked.asked.right[place])] for place in places
+    ]
     return rows, marks
 
 
@@ -213,7 +212,7 @@ def _what(config: RunConfig, questions: Questions) -> Section:
     )
 
 
-def _how_good(asked: Mapping[str, _Asked], metrics: Mapping[str, Mapping[str, Any]]) -> Section:
+def _how_good(asked: Mapping[str, _Written], metrics: Mapping[str, Mapping[str, Any]]) -> Section:
     rows = []
     for name, found in metrics.items():
         for score in filter(found.__contains__, _SCORES):
@@ -225,18 +224,15 @@ def _how_good(asked: Mapping[str, _Asked], metrics: Mapping[str, Mapping[str, An
         ("", "right, %", "wrong or right", "no answer or one"),
         tuple(rows),
     )
-    words = [
-        _difference(asked, name, what) for name, what in ((_WRONG, "wrong answers"), (_NO_ANSWER, "made-up things"))
-    ]
+    words = [_difference(asked, name, what) for name, what in ((WRONG, "wrong answers"), (NO_ANSWER, "made-up things"))]
     words.append("This is one seed on one small task; another may say otherwise.")
     return Section("How well it tells what it does not know", tuple(words), (table,))
 
 
-def _difference(asked: Mapping[str, _Asked], name: str, what: str) -> str:
+def _difference(asked: Mapping[str, _Written], name: str, what: str) -> str:
     """In a sentence, what the posterior is better in than plain LoRA, by entropy, with the bootstrap's interval."""
-    ours, theirs = (asked[of].told("entropy")[name] for of in (_PREDICTIVE, _PLAIN_LORA))
-    strata = ours[1].long() if name == _NO_ANSWER else None
-    found = metric_difference([_statistic(ours)], [_statistic(theirs)], len(ours[0]), strata=strata)
+    ours, theirs = ([asked[of].asked.resampled(name, "entropy")] for of in (_PREDICTIVE, _PLAIN_LORA))
+    found = resampled_difference(ours, theirs)
     if math.isnan(found.estimate):
         return f"Nothing can be said of {what}: all answers are right, or all are wrong."
     verdict = "better than" if found.low > 0 else "worse than" if found.high < 0 else "not clearly different from"
@@ -244,8 +240,3 @@ def _difference(asked: Mapping[str, _Asked], name: str, what: str) -> str:
         f"At telling {what} by entropy, the posterior is {verdict} plain LoRA: its AUROC is larger by "
         f"{found.estimate:+.3f}, with a 95 % interval over questions of [{found.low:+.3f}, {found.high:+.3f}]."
     )
-
-
-def _statistic(told: tuple[Tensor, Tensor]) -> Statistic:
-    scores, positive = told
-    return lambda rows: batched_auroc(scores, positive, rows)

@@ -122,11 +122,6 @@ def make_questions(*, share_train: float = 0.5, seed: int = 0) -> Questions:
     return Questions(real[:split], real[split:], none)
 
 
-def is_right(text: str, answer: str) -> bool:
-    """Whether a text says just the answer, whatever its case and the full stop behind it."""
-    return text.strip().rstrip(".").casefold() == answer.casefold()
-
-
 def _row(kind: _Kind, thing: str, answer: str | None = None) -> Row:
     asked = {PROMPT: f"Question: {kind.question.format(thing)}\nAnswer:"}
     return asked if answer is None else {**asked, COMPLETION: f" {answer}"}

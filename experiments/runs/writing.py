@@ -161,7 +161,7 @@ def write_texts(
 
 
 def described_text(run: Run, texts: Generation, index: int, parse: AnswerParser | None = None) -> Row:
-    """`text`, what it says where it is `parsed`, whether it `finished` by itself, `token_texts`, and what `predict` says
+    """`text`, what it says where it is `parsed`, whether it `finished` by itself, `token_texts`, and what `predict` has
     of a completion, of the same tokens: log-probabilities and entropies."""
     assert texts.texts is not None
     return {
@@ -223,7 +223,7 @@ def clustering_of(same: SameAnswers) -> Clustering:
         BaseModelError: by meaning, and minilm is not installed.
     """
     if same == "words":
-        return by_relation(lambda one, other: _words(one) == _words(other))
+        return by_relation(lambda one, other: bare_words(one) == bare_words(other))
     from transformers import AutoModel, AutoTokenizer
 
     from bayes_lora.experiments.networks.base_models import resolve_base_model
@@ -232,5 +232,6 @@ def clustering_of(same: SameAnswers) -> Clustering:
     return by_embedding(AutoModel.from_pretrained(place), AutoTokenizer.from_pretrained(place))
 
 
-def _words(text: str) -> str:
+def bare_words(text: str) -> str:
+    """What two texts of the same words have in common: neither case, nor blanks and signs about it."""
     return " ".join(text.casefold().split()).strip(" .,;:!?\"'")

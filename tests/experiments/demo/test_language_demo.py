@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bayes_lora.errors import RunExistsError
 from bayes_lora.experiments.demo.language_demo import run_language_demo
-from bayes_lora.experiments.demo.questions import is_right, make_questions
+from bayes_lora.experiments.demo.questions import make_questions
 from bayes_lora.experiments.rows.rows import read_rows
 from bayes_lora.metrics.uncertainty import auroc
 from tests.experiments.commands import run
@@ -49,6 +49,17 @@ def test_the_folder_is_a_run_that_generate_takes(demo: tuple[Path, dict[str, Any
     assert [row["text"] for row in json.loads(again.stdout)["texts"]] == [row["text"] for row in rows]
 
 
+def test_its_questions_can_be_asked_again(demo: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """By the command of studies, which finds what the demo says."""
+    out, metrics = demo
+    given = ("--input", out / "questions.jsonl", "--plain", out / "plain", "--max-new-tokens", 8, "--num-samples", 2)
+    found = json.loads(run("ask", out, *given, "--answers", 0, "--out", tmp_path / "asked", "--json").stdout)
+    assert set(found["tables"]) == {"unanswerable"}
+    entropy = found["tables"]["unanswerable"][1]
+    for name, cell in (("plain LoRA", entropy[1]), ("posterior predictive", entropy[3])):
+        assert cell.startswith(f"{metrics[name]['entropy']['unanswerable_auroc']:.3f} [")
+
+
 def test_an_old_demo_stays(demo: tuple[Path, dict[str, Any]]) -> None:
     with pytest.raises(RunExistsError, match="exists already"):
         run("demo", "--language", "--out", demo[0])
@@ -66,10 +77,3 @@ def test_questions_with_and_without_an_answer() -> None:
     facts = {row["prompt"].split(" of ")[-1]: row["completion"] for row in (*questions.train, *questions.answerable)}
     assert facts["Norway?\nAnswer:"] == " Oslo"
     assert facts["tungsten?\nAnswer:"] == " W"
-
-
-def test_what_is_right() -> None:
-    assert is_right(" Oslo", "Oslo")
-    assert is_right(" oslo.\n", "Oslo")
-    assert not is_right(" Oslo is the capital", "Oslo")
-    assert not is_right("", "Oslo")
