@@ -5,7 +5,7 @@ from bayes_lora.inference.finetuning.scalabl import ScalaBL, ScalaBLPredictor
 from bayes_lora.inference.generation.answers import Agreement, Answers, generate_answers
 from bayes_lora.inference.generation.generate import generate
 from bayes_lora.inference.generation.generated import Generation
-from bayes_lora.inference.generation.parsing import ANSWER_PATTERNS, AnswerParser
+from bayes_lora.inference.generation.parsing import AnswerParser
 from bayes_lora.inference.generation.sampling import Sampling
 from bayes_lora.inference.generation.score_table import write_scores
 from bayes_lora.inference.generation.semantic_entropy import (
@@ -58,7 +58,6 @@ from bayes_lora.metrics.prediction import Prediction
 from bayes_lora.metrics.uncertainty import out_of_distribution_auroc, risk_coverage_curve, uncertainty_scores
 
 __all__ = [
-    "ANSWER_PATTERNS",
     "SWAG",
     "TFB",
     "Agreement",

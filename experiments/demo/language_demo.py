@@ -130,6 +130,7 @@ def run_language_demo(
     title = "bayes_lora demo: how sure is a language model of its answers?"
     sections = [_what(config, questions), _how_good(asked, metrics)]
     write_texts_page(out / PAGE_FILE, title, rows, writing.described(), marks=marks, sections=sections)
+    write_json(out / PLAIN_FOLDER / METRICS_FILE, metrics[_PLAIN_LORA])
     write_json(out / METRICS_FILE, metrics)
     return metrics
 

@@ -3,7 +3,8 @@
 import pytest
 
 from bayes_lora.errors import ConfigurationError
-from bayes_lora.inference import ANSWER_PATTERNS, AnswerParser, by_relation
+from bayes_lora.inference import AnswerParser, by_relation
+from bayes_lora.inference.generation.parsing import ANSWER_PATTERNS
 
 
 @pytest.mark.parametrize(
