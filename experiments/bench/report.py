@@ -269,9 +269,15 @@ def _span(record: Record) -> str:
     return "" if value.low == value.high else f"{text(value.low)} to {text(value.high)}"
 
 
+def _seconds(value: float) -> str:
+    if value >= 20:
+        return f"{value:.0f} s"
+    return f"{1e3 * value:.0f} ms" if value >= 0.1 else f"{1e3 * value:.3g} ms"
+
+
 def _scaled(unit: str) -> Callable[[float], str]:
     return {
-        "s": lambda value: f"{1e3 * value:.0f} ms" if value >= 0.1 else f"{1e3 * value:.3g} ms",
+        "s": _seconds,
         "bytes": lambda value: f"{value / 1e6:.1f} MB",
         "count": lambda value: f"{value:.0f}",
         "variance": lambda value: f"{value:.3g}",
