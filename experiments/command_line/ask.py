@@ -42,9 +42,9 @@ def ask_command(
     device: DeviceOption = "auto",
     as_json: JsonFlag = False,
 ) -> None:
-    """Ask fitted language models questions, and measure how well each score tells their wrong answers, and questions
-    that have none: the posterior's beside the plain adapter's.
+    """Ask fitted language models questions, and measure how well each score tells wrong answers from right ones.
 
+    And questions that have no answer from those that have one; the posterior's scores beside the plain adapter's.
     It can be stopped at any time: the same command goes on with it.
     """
     from rich.console import Console

@@ -28,8 +28,6 @@ class FitOptions:
         epochs: passes over the training set.
         batch_size: examples a step.
         learning_rate: of LoRA-A's mean, LoRA-B and the task head, at its peak.
-        head_learning_rate: of the task head alone, at its peak; None is `learning_rate`. A head over many classes needs
-            a higher one: Adam moves a weight by about its learning rate a step, however far it has to go.
         posterior_learning_rate: of log alpha and log v, at its peak. Adam moves a logarithm by about its learning rate
             a step, so T steps of a linear decay move it by at most T / 2 times this: 0.01 and 300 steps are a factor
             of e^1.5 = 4.5. Where v should go further, give it a higher rate, more steps or a better `sample_scale`.
@@ -61,6 +59,8 @@ class FitOptions:
         micro_batch_size: examples in one pass of the network, where those of a step are too many for the memory: a step
             is then over several passes, each with a draw of its own, and of the same examples. `batch_size` is a
             multiple of it; None is all in one pass.
+        head_learning_rate: of the task head alone, at its peak; None is `learning_rate`. A head over many classes needs
+            a higher one: Adam moves a weight by about its learning rate a step, however far it has to go.
 
     Raises:
         ConfigurationError: a value outside its domain.
@@ -71,7 +71,6 @@ class FitOptions:
     epochs: int = 3
     batch_size: int = 32
     learning_rate: float = 3e-4
-    head_learning_rate: float | None = None
     posterior_learning_rate: float = 1e-2
     likelihood_learning_rate: float = 5e-2
     weight_decay: float = 0.0
@@ -91,6 +90,7 @@ class FitOptions:
     scale_warmup: float = 0.5
     scale_per_adapter: bool = False
     micro_batch_size: int | None = None
+    head_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "log_every", "save_every"):

@@ -249,7 +249,7 @@ def test_it_is_compared(family: TaskFamily, source: RowsSource, base_model: str,
         with pytest.raises(ConfigurationError, match="--outside mrpc has classes and no completions"):
             run(*rows, "--base-model", base_model, "--outside", "mrpc", "--out", tmp_path / "other")
     for name in [name for name, taken in refused.items() if not taken]:
-        with pytest.raises(ConfigurationError, match=r"leave it out of --methods"):
+        with pytest.raises(ConfigurationError, match=r"Leave it out of --methods"):
             run(*rows, "--base-model", base_model, "--methods", name, "--out", tmp_path / "other")
 
 
