@@ -321,7 +321,7 @@ class Method:
         if self.tempered and not fitting.task.family.takes_temperature:
             raise ConfigurationError(
                 f"{self.label} asks for a temperature, and predictions of task type {fitting.task.task_type} keep too "
-                "little for one: leave it out of --methods."
+                "little for one. Leave it out of --methods."
             )
         fitting.study.options(0, **self.values_of(FitOptions))
         self.spec.check(fitting, self)
