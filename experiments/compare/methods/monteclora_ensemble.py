@@ -25,8 +25,8 @@ def _check(fitting: Fitting, method: Method) -> None:
     require_own_members(fitting, method)
     if fitting.likelihood(nn.Module()).reduces:
         raise ConfigurationError(
-            f"{method.label} mixes draws, which predictions of task type {fitting.task.task_type} do not keep apart: "
-            "leave it out of --methods."
+            f"{method.label} mixes draws, which predictions of task type {fitting.task.task_type} do not keep apart. "
+            "Leave it out of --methods."
         )
 
 
