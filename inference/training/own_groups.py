@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -34,9 +32,9 @@ def give_learning_rate(
 
 
 def head_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The trainable parameters of the task head: what PEFT trains in full, and all outside of the transformer itself.
+    """The trainable parameters of the task head: all outside of the transformer itself that is no adapter.
 
-    Matrices of adapters, such as LoRA on a language model's output layer, are none of it.
+    LoRA on a language model's output layer is an adapter; embeddings that PEFT trains in full are the transformer's.
 
     Args:
         network: a transformers or PEFT model, or a module that holds one.
@@ -47,13 +45,12 @@ def head_parameters(network: nn.Module) -> list[nn.Parameter]:
         if isinstance(layer, BaseTunerLayer)
         for parameter in layer.parameters()
     }
-    parts: list[nn.Module] = [module for module in network.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
-    bases = (module.get_base_model() for module in network.modules() if isinstance(module, PeftModel))
-    for base in [*bases, *(module for module in network.modules() if isinstance(module, PreTrainedModel))][:1]:
-        children = dict(base.named_children())
-        if base.base_model_prefix in children:  # it is more than a body
-            parts += [child for name, child in children.items() if name != base.base_model_prefix]
-    found = (parameter for part in parts for parameter in part.parameters())
+    base = next((module for module in network.modules() if isinstance(module, PreTrainedModel)), None)
+    children = {} if base is None else dict(base.named_children())
+    if base is None or base.base_model_prefix not in children:  # a body alone
+        return []
+    outside = (child for name, child in children.items() if name != base.base_model_prefix)
+    found = (parameter for part in outside for parameter in part.parameters())
     return [parameter for parameter in found if parameter.requires_grad and id(parameter) not in of_adapters]
 
 

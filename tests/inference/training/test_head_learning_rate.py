@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from bayes_lora.errors import ConfigurationError
@@ -79,6 +80,10 @@ def test_the_posterior_phase_leaves_the_head_alone() -> None:
 def test_a_network_without_a_trained_head_is_refused() -> None:
     network = add_lora(build_llama(), (), LoRAOptions(rank=2, alpha=4, targets="q_proj,lm_head"))
     assert head_parameters(network) == []  # the output layer's adapter is an adapter
+    # Nor are embeddings that are trained beside the adapters, single tokens or all.
+    for options in ({"trainable_token_indices": [3, 4]}, {"modules_to_save": ["embed_tokens"]}):
+        own = LoraConfig(r=2, target_modules=["q_proj"], **options)
+        assert head_parameters(get_peft_model(build_llama(), own)) == []
     rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 4
     with pytest.raises(ConfigurationError, match=r"head_learning_rate=0\.1 is of the task head.*modules_to_save"):
         fit_network(network, rows, FitOptions(epochs=1, head_learning_rate=0.1))
